@@ -28,7 +28,7 @@ pub mod runtime {
 
 /// berth's own protocols, `proto/berth`.
 pub mod berth {
-    /// Daemon and supervisor (`supervisor.proto`), and what the supervisor launches (`launch.proto`).
+    /// Daemon and supervisor (`supervisor.proto`), what is launched (`launch.proto`), what is kept (`records.proto`).
     // Generated code keeps its own style.
     #[allow(clippy::all, missing_debug_implementations, unreachable_pub, rustdoc::all)]
     pub mod v1 {
@@ -70,5 +70,27 @@ impl fmt::Debug for runtime::v1::KeyValue {
             .field("key", &self.key)
             .field("value", &Redacted(!self.value.is_empty()))
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runtime::v1::{AuthConfig, KeyValue};
+
+    #[test]
+    fn no_secret_is_ever_printed() {
+        let auth = AuthConfig {
+            username: "ana".into(),
+            password: "s3cret-a".into(),
+            auth: "s3cret-b".into(),
+            identity_token: "s3cret-c".into(),
+            ..AuthConfig::default()
+        };
+        let env = KeyValue { key: "TOKEN".into(), value: b"s3cret-d".to_vec() };
+
+        let printed = format!("{auth:?} {env:?}");
+        assert!(!printed.contains("s3cret"), "{printed}");
+        assert!(printed.contains("ana") && printed.contains("TOKEN"), "{printed}");
+        assert!(printed.contains("registry_token: <empty>"), "what is absent is said to be: {printed}");
     }
 }
