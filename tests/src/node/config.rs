@@ -1,0 +1,74 @@
+//! The files a node's daemon reads.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+
+use super::{Options, slot::Slot};
+use crate::registry::Registry;
+
+/// Registries that the tests' references name and that the loopback registry stands for.
+const STOOD_FOR: [&str; 2] = ["docker.io", "registry.k8s.io"];
+
+/// Writes `berth.toml`, the registry folder and the CNI folder.
+pub(super) fn write(
+    dir: &Path,
+    slot: &Slot,
+    registry: &Registry,
+    binaries: &Path,
+    options: &Options,
+) -> Result<()> {
+    let certs = dir.join("certs.d");
+    let own = registry.address().to_string();
+    for host in STOOD_FOR.into_iter().chain([own.as_str()]) {
+        let text = format!("server = \"http://{own}\"\n");
+        put(&certs.join(host).join("hosts.toml"), &text)?;
+    }
+    let cni = dir.join("cni");
+    fs::create_dir_all(&cni)?;
+    if let Some(conflist) = &options.cni_conflist {
+        put(&cni.join("10-test.conflist"), &conflist.replace("@BRIDGE@", &slot.bridge()))?;
+    }
+    let text = format!(
+        r#"root = "{dir}/root"
+state = "{dir}/state"
+listen = "unix://{dir}/berth.sock"
+log_level = "debug"
+cgroup_root = "{cgroup_root}"
+registry_config_dir = "{dir}/certs.d"
+supervisor = "{binaries}/berth-pod"
+{extra}
+[network]
+bridge = "{bridge}"
+ipv4_subnet = "{ipv4}"
+ipv6_subnet = "{ipv6}"
+cni_conf_dir = "{dir}/cni"
+cni_bin_dirs = ["/usr/lib/cni"]
+
+[runtime_handlers.runc]
+path = "/usr/sbin/runc"
+
+[runtime_handlers.crun]
+path = "/usr/bin/crun"
+"#,
+        dir = dir.display(),
+        binaries = binaries.display(),
+        cgroup_root = slot.cgroup_root(),
+        bridge = slot.bridge(),
+        ipv4 = slot.ipv4_subnet(),
+        ipv6 = slot.ipv6_subnet(),
+        extra = options.extra_config,
+    );
+    put(&dir.join("berth.toml"), &text)?;
+    let crictl = format!(
+        "runtime-endpoint: unix://{dir}/berth.sock\nimage-endpoint: unix://{dir}/berth.sock\ntimeout: 60\n",
+        dir = dir.display()
+    );
+    put(&dir.join("crictl.yaml"), &crictl)
+}
+
+fn put(path: &Path, text: &str) -> Result<()> {
+    let parent = path.parent().expect("every path here has a parent");
+    fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}

@@ -1,0 +1,305 @@
+//! A node: one daemon with everything around it that it needs, and nothing shared with other nodes.
+
+mod config;
+mod daemon;
+mod slot;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::{
+    VersionRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+use self::{
+    daemon::{Daemon, Launch},
+    slot::Slot,
+};
+use crate::{PATIENCE, crictl, image, leak, registry::Registry, wait_until};
+
+/// Answers up to two full 16 MiB streams of an ExecSync and more.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// The image every node has unless told otherwise.
+pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
+
+/// How a node differs from the usual one.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Pull [`BUSYBOX`] at boot.
+    pub busybox: bool,
+    /// Lines for the top of `berth.toml`.
+    pub extra_config: String,
+    /// A CNI network, which takes the place of the built-in bridge. `@BRIDGE@` stands for this node's bridge name.
+    pub cni_conflist: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { busybox: true, extra_config: String::new(), cni_conflist: None }
+    }
+}
+
+impl Options {
+    /// A node without images.
+    pub fn without_images() -> Options {
+        Options { busybox: false, ..Options::default() }
+    }
+}
+
+/// A daemon under test. Dropping it kills and removes whatever it or its pods still have.
+#[derive(Debug)]
+pub struct Node {
+    slot: Slot,
+    dir: PathBuf,
+    registry: Registry,
+    /// `None` while it is stopped. Locked for moments only.
+    daemon: Mutex<Option<Daemon>>,
+    channel: Mutex<Channel>,
+    boot_id: Mutex<Option<PathBuf>>,
+    /// What root and state hold before the test, to be compared with at its end.
+    files_at_boot: BTreeSet<PathBuf>,
+}
+
+impl Node {
+    /// A running daemon, answering on its socket.
+    pub async fn boot(options: Options) -> Result<Node> {
+        let slot = Slot::take()?;
+        let dir = slot.folder()?;
+        let registry = Registry::start()?;
+        config::write(&dir, &slot, &registry, &binaries()?, &options)?;
+        let channel = Mutex::new(channel_to(&dir));
+        let mut node = Node {
+            slot,
+            dir,
+            registry,
+            daemon: Mutex::new(None),
+            channel,
+            boot_id: Mutex::new(None),
+            files_at_boot: BTreeSet::new(),
+        };
+        node.start().await?;
+        node.files_at_boot = leak::files_below(&[node.root(), node.state()])?;
+        if options.busybox {
+            node.registry.push("library/busybox", "latest", &image::busybox()?.build()?);
+            node.pull(BUSYBOX).await?;
+        }
+        Ok(node)
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub async fn start(&self) -> Result<()> {
+        ensure!(lock(&self.daemon).is_none(), "the daemon is running already");
+        let marker = self.marker_cgroup()?;
+        fs::create_dir_all(&marker).with_context(|| format!("creating {}", marker.display()))?;
+        *lock(&self.daemon) = Some(self.launch()?.spawn(&[])?);
+        *lock(&self.channel) = channel_to(&self.dir);
+        wait_until("the daemon to answer", PATIENCE, async || {
+            self.runtime().version(VersionRequest::default()).await.context("calling Version")?;
+            Ok(())
+        })
+        .await
+        .with_context(|| match lock(&self.daemon).as_mut().map(Daemon::ended) {
+            Some(Ok(Some(status))) => format!("the daemon ended with {status}:\n{}", self.log_tail()),
+            _ => format!("the daemon does not answer:\n{}", self.log_tail()),
+        })
+    }
+
+    /// SIGTERM, as an upgrade does it: pods stay. Fails unless the daemon ends with status 0.
+    pub async fn stop(&self) -> Result<()> {
+        let running = lock(&self.daemon).take();
+        running.context("the daemon is not running")?.terminate().await
+    }
+
+    /// SIGKILL.
+    pub async fn kill9(&self) -> Result<()> {
+        let running = lock(&self.daemon).take();
+        running.context("the daemon is not running")?.kill().await
+    }
+
+    /// SIGTERM, then a new one.
+    pub async fn restart(&self) -> Result<()> {
+        self.stop().await?;
+        self.start().await
+    }
+
+    /// What a reboot looks like to the next daemon: every process of the node is gone, mounts and interfaces with
+    /// them, the state folder is empty, the kernel has another boot id. The daemon is started again.
+    pub async fn reboot(&self) -> Result<()> {
+        self.kill9().await?;
+        leak::sweep(self)?;
+        fs::remove_dir_all(self.state()).context("emptying the state folder")?;
+        let boot_id = self.dir.join("boot_id");
+        fs::write(&boot_id, "5e1f0c7a-0000-4000-8000-00000000b007\n").context("writing another boot id")?;
+        *lock(&self.boot_id) = Some(boot_id);
+        self.start().await
+    }
+
+    /// A further daemon on the same configuration, which is expected to end by itself: how it ended, and the log.
+    pub async fn second_daemon(&self, arguments: &[&str]) -> Result<(ExitStatus, String)> {
+        let output = self.berthd(arguments).await?;
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        Ok((output.status, text))
+    }
+
+    /// Runs the daemon's binary with this node's configuration until it ends by itself.
+    pub async fn berthd(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        let mut command = tokio::process::Command::new(binaries()?.join("berthd"));
+        command.arg("--config").arg(self.dir.join("berth.toml")).args(arguments).kill_on_drop(true);
+        tokio::time::timeout(PATIENCE, command.output())
+            .await
+            .with_context(|| format!("berthd {arguments:?} did not end by itself"))?
+            .context("running berthd")
+    }
+
+    /// CRI's RuntimeService.
+    pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(lock(&self.channel).clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// CRI's ImageService, on a connection of the same kind.
+    pub fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(lock(&self.channel).clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Runs the real crictl against this node and returns its standard output; a failure of crictl is an error with
+    /// what it wrote.
+    pub async fn crictl(&self, arguments: &[&str]) -> Result<String> {
+        let output = crictl::run(&self.dir.join("crictl.yaml"), arguments).await?;
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            bail!("crictl {arguments:?}: {stdout}{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(stdout)
+    }
+
+    /// Where the node's images come from.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The node's own folder. Tests may put files beside what is there.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("berth.sock")
+    }
+
+    /// Name of the built-in bridge.
+    pub fn bridge(&self) -> String {
+        self.slot.bridge()
+    }
+
+    /// Parent of the cgroups of all pods that name none themselves.
+    pub fn cgroup_root(&self) -> String {
+        self.slot.cgroup_root()
+    }
+
+    /// In the name of everything the node makes.
+    pub fn tag(&self) -> String {
+        self.slot.tag()
+    }
+
+    /// Host ports that no other test uses.
+    pub fn host_ports(&self) -> Range<i32> {
+        self.slot.host_ports()
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> Result<i32> {
+        lock(&self.daemon).as_ref().context("the daemon is not running")?.pid()
+    }
+
+    /// The newest part of the daemon's log.
+    pub fn log_tail(&self) -> String {
+        daemon::log_tail(&self.dir)
+    }
+
+    /// Removes all pods and images over CRI, stops the daemon, and fails if anything is left over.
+    pub(crate) async fn finish(&self) -> Result<()> {
+        if lock(&self.daemon).is_none() {
+            self.start().await.context("starting the daemon again to clean up")?;
+        }
+        self.remove_everything().await.context("removing what the test made")?;
+        leak::expect_nothing_left(self, &self.files_at_boot).await?;
+        self.stop().await?;
+        leak::expect_nothing_runs(self).await
+    }
+
+    pub(crate) fn marker_cgroup(&self) -> Result<PathBuf> {
+        Ok(leak::marker_hierarchy()?.join(format!("{}-daemon", self.slot.tag())))
+    }
+
+    fn launch(&self) -> Result<Launch> {
+        Ok(Launch {
+            binary: binaries()?.join("berthd"),
+            dir: self.dir.clone(),
+            marker: self.marker_cgroup()?,
+            boot_id: lock(&self.boot_id).clone(),
+        })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        lock(&self.daemon).take();
+        if let Err(error) = leak::sweep(self) {
+            eprintln!("cleaning up after {}: {error:#}", self.slot.tag());
+        }
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            eprintln!("removing {}: {error}", self.dir.display());
+        }
+    }
+}
+
+/// A connection made at the first call and again after a break.
+fn channel_to(dir: &Path) -> Channel {
+    let socket = dir.join("berth.sock");
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    }))
+}
+
+/// The folder with `berthd` and `berth-pod`.
+fn binaries() -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os("BERTH_BIN_DIR") {
+        return Ok(given.into());
+    }
+    // target/<profile>/deps/<test>-<hash>
+    let test = std::env::current_exe().context("finding the test's own binary")?;
+    let folder = test.ancestors().nth(2).context("the test binary lies in a target folder")?.to_owned();
+    ensure!(
+        folder.join("berthd").exists() && folder.join("berth-pod").exists(),
+        "berthd or berth-pod is missing in {}; build them or run `make test`",
+        folder.display()
+    );
+    Ok(folder)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
