@@ -1,0 +1,388 @@
+//! Cgroups, v1 and v2 behind one face: make, limit, read, freeze, empty, remove.
+//!
+//! A [`Cgroup`] is one place in the tree, which on v1 is a folder in each hierarchy and on v2 a single one. The
+//! hierarchies are found once ([`Cgroups::detect`]); a machine with v1 controllers and an empty v2 mount beside them
+//! ("hybrid") counts as v1. What the host lacks (a controller, a limit's file) is left out with a warning.
+//!
+//! These calls block, some for as long as processes need to die: not for an async thread.
+
+mod apply;
+mod device_filter;
+mod resources;
+mod teardown;
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+pub use resources::{DeviceAccess, DeviceKind, DeviceRule, HugepageLimit, Resources};
+
+/// Where cgroup v2 is mounted when it is the only version.
+pub const MOUNT_POINT: &str = "/sys/fs/cgroup";
+
+/// Something that was asked for and that this host cannot do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning(pub String);
+
+/// A cgroup operation that failed, and on which file.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("no cgroup file system is mounted")]
+    NotMounted,
+    #[error("{0:?} is no absolute cgroup path without \"..\"")]
+    BadPath(String),
+    #[error("reading {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("writing {value:?} to {}", path.display())]
+    Write { path: PathBuf, value: String, source: io::Error },
+    #[error("making {}", path.display())]
+    Make { path: PathBuf, source: io::Error },
+    #[error("removing {}", path.display())]
+    Remove { path: PathBuf, source: io::Error },
+    #[error("device filter for {}", path.display())]
+    DeviceFilter { path: PathBuf, source: io::Error },
+    #[error("signalling the processes in {}", path.display())]
+    Kill { path: PathBuf, source: io::Error },
+    #[error("{} still holds processes: {}", path.display(), list(pids))]
+    NotEmpty { path: PathBuf, pids: Vec<i32> },
+}
+
+fn list(pids: &[i32]) -> String {
+    pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Which interface the kernel offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V1,
+    V2,
+}
+
+/// One mounted hierarchy.
+#[derive(Clone, Debug)]
+struct Hierarchy {
+    mount_point: PathBuf,
+    /// v1: "cpu", "memory", "name=systemd"; empty on v2.
+    controllers: Vec<String>,
+}
+
+/// The hierarchies of this host.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    version: Version,
+    hierarchies: Vec<Hierarchy>,
+}
+
+impl Cgroups {
+    /// Finds the mounted hierarchies in /proc/self/mountinfo.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotMounted`] when there is none.
+    pub fn detect() -> Result<Cgroups, CgroupError> {
+        let path = PathBuf::from("/proc/self/mountinfo");
+        let table = fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })?;
+        Cgroups::from_mountinfo(&table).ok_or(CgroupError::NotMounted)
+    }
+
+    fn from_mountinfo(table: &str) -> Option<Cgroups> {
+        let mut v1: Vec<Hierarchy> = Vec::new();
+        let mut v2 = None;
+        for line in table.lines() {
+            // proc_pid_mountinfo(5): fields of the mount, " - ", type, source, options of the file system.
+            let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
+            let Some(mount_point) = mount.split(' ').nth(4).map(PathBuf::from) else { continue };
+            let mut fields = filesystem.split(' ');
+            match (fields.next(), fields.nth(1)) {
+                (Some("cgroup2"), _) => v2 = v2.or(Some(mount_point)),
+                (Some("cgroup"), Some(options)) => {
+                    let controllers: Vec<String> = options
+                        .split(',')
+                        .filter(|option| is_controller(option))
+                        .map(str::to_owned)
+                        .collect();
+                    if !v1.iter().any(|known| known.controllers == controllers) {
+                        v1.push(Hierarchy { mount_point, controllers });
+                    }
+                }
+                _ => {}
+            }
+        }
+        if !v1.is_empty() {
+            return Some(Cgroups { version: Version::V1, hierarchies: v1 });
+        }
+        let mount_point = v2?;
+        let hierarchies = vec![Hierarchy { mount_point, controllers: Vec::new() }];
+        Some(Cgroups { version: Version::V2, hierarchies })
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Makes the cgroup at `relative`, such as `/kubepods/burstable/podX/ID`, with all above it that is missing.
+    /// One that exists already is taken as it is.
+    ///
+    /// # Errors
+    /// [`CgroupError`], naming the folder or file.
+    pub fn create(&self, relative: &str) -> Result<Cgroup, CgroupError> {
+        let cgroup = self.at(relative)?;
+        for hierarchy in &self.hierarchies {
+            let mut folder = hierarchy.mount_point.clone();
+            for name in names(relative)? {
+                if self.version == Version::V2 {
+                    enable_controllers(&folder)?;
+                }
+                folder.push(name);
+                match fs::create_dir(&folder) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(source) => return Err(CgroupError::Make { path: folder, source }),
+                }
+                if hierarchy.controllers.iter().any(|controller| controller == "cpuset") {
+                    inherit_cpuset(&folder)?;
+                }
+            }
+        }
+        Ok(cgroup)
+    }
+
+    /// The cgroup at `relative`, whether it exists or not.
+    ///
+    /// # Errors
+    /// [`CgroupError::BadPath`] for a path that is not absolute, is the root or goes up.
+    pub fn at(&self, relative: &str) -> Result<Cgroup, CgroupError> {
+        let mut below = PathBuf::new();
+        below.extend(names(relative)?);
+        Ok(Cgroup {
+            version: self.version,
+            places: self
+                .hierarchies
+                .iter()
+                .map(|hierarchy| Place {
+                    folder: hierarchy.mount_point.join(&below),
+                    controllers: hierarchy.controllers.clone(),
+                })
+                .collect(),
+        })
+    }
+
+    /// Kills what runs in the cgroup at `relative` and removes it with everything below. Nothing to do is no fault.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotEmpty`] when a process outlives SIGKILL for longer than ten seconds.
+    pub fn remove_path(&self, relative: &str) -> Result<(), CgroupError> {
+        self.at(relative)?.remove()
+    }
+}
+
+/// A folder of a cgroup in one hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    folder: PathBuf,
+    controllers: Vec<String>,
+}
+
+/// One cgroup, in all hierarchies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    version: Version,
+    places: Vec<Place>,
+}
+
+impl Cgroup {
+    /// A cgroup known by its folders only, as the supervisor gets it: good for [`Cgroup::oom_kills`] and
+    /// [`Cgroup::pids`].
+    pub fn from_dirs(dirs: impl IntoIterator<Item = PathBuf>) -> Cgroup {
+        let places: Vec<Place> =
+            dirs.into_iter().map(|folder| Place { folder, controllers: Vec::new() }).collect();
+        let unified = places.iter().any(|place| place.folder.join("cgroup.controllers").exists());
+        Cgroup { version: if unified { Version::V2 } else { Version::V1 }, places }
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Its folder in each hierarchy; one on v2.
+    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.places.iter().map(|place| place.folder.as_path())
+    }
+
+    /// Folder and controllers ("cpu", "name=systemd") of each hierarchy; none of the latter on v2.
+    pub fn hierarchies(&self) -> impl Iterator<Item = (&Path, &[String])> {
+        self.places.iter().map(|place| (place.folder.as_path(), place.controllers.as_slice()))
+    }
+
+    /// Whether it exists in any hierarchy.
+    pub fn exists(&self) -> bool {
+        self.dirs().any(Path::exists)
+    }
+
+    /// How many processes the kernel has killed here for want of memory, below included on v2.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`]. A host without a memory controller counts none.
+    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
+        let name = match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        for folder in self.dirs() {
+            if let Some(text) = read_if_there(&folder.join(name))? {
+                return Ok(text
+                    .lines()
+                    .find_map(|line| line.strip_prefix("oom_kill "))
+                    .and_then(|count| count.trim().parse().ok())
+                    .unwrap_or(0));
+            }
+        }
+        Ok(0)
+    }
+
+    /// The processes in it and below, as this pid namespace numbers them, each once. Empty when it is gone.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`].
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut pids = Vec::new();
+        for folder in self.dirs() {
+            for folder in teardown::tree(folder)? {
+                let Some(text) = read_if_there(&folder.join("cgroup.procs"))? else { continue };
+                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            }
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    fn place_of(&self, controller: &str) -> Option<&Path> {
+        match self.version {
+            Version::V2 => self.dirs().next(),
+            Version::V1 => self
+                .places
+                .iter()
+                .find(|place| place.controllers.iter().any(|known| known == controller))
+                .map(|place| place.folder.as_path()),
+        }
+    }
+}
+
+/// Every option of a v1 mount that is not a controller, cgroups(7) and the kernel's cgroup-v1 guide.
+fn is_controller(option: &str) -> bool {
+    let other = ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods"];
+    !other.contains(&option) && !option.starts_with("release_agent=") && !option.starts_with("seclabel")
+}
+
+fn names(relative: &str) -> Result<Vec<&str>, CgroupError> {
+    let path = Path::new(relative);
+    let names: Option<Vec<&str>> = path
+        .components()
+        .filter(|component| *component != Component::RootDir)
+        .map(|component| match component {
+            Component::Normal(name) => name.to_str(),
+            _ => None,
+        })
+        .collect();
+    match names {
+        Some(names) if path.is_absolute() && !names.is_empty() => Ok(names),
+        _ => Err(CgroupError::BadPath(relative.to_owned())),
+    }
+}
+
+/// v1's cpuset starts with no CPU and no memory node, and takes no process until it has some.
+fn inherit_cpuset(folder: &Path) -> Result<(), CgroupError> {
+    let Some(parent) = folder.parent() else { return Ok(()) };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let own = read(&folder.join(file))?;
+        if own.trim().is_empty() {
+            let inherited = read(&parent.join(file))?;
+            write(&folder.join(file), inherited.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// v2: what a folder's children can be limited by is what its `cgroup.subtree_control` passes on.
+fn enable_controllers(folder: &Path) -> Result<(), CgroupError> {
+    let available = read(&folder.join("cgroup.controllers"))?;
+    let enabled = read(&folder.join("cgroup.subtree_control"))?;
+    let missing: Vec<String> = available
+        .split_whitespace()
+        .filter(|controller| !enabled.split_whitespace().any(|known| known == *controller))
+        .map(|controller| format!("+{controller}"))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    write(&folder.join("cgroup.subtree_control"), &missing.join(" "))
+}
+
+fn read(path: &Path) -> Result<String, CgroupError> {
+    fs::read_to_string(path).map_err(|source| CgroupError::Read { path: path.to_owned(), source })
+}
+
+/// `None` for a file, or a cgroup, that is not there (any more).
+fn read_if_there(path: &Path) -> Result<Option<String>, CgroupError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(source) => Err(CgroupError::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    // Opened, never created: a file that the kernel does not offer is an error, not a file on a tmpfs.
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
+    written.map_err(|source| CgroupError::Write { path: path.to_owned(), value: value.to_owned(), source })
+}
+
+/// The cgroup has been removed: before the file was opened, or while it was open.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_beside_an_empty_v2_mount_are_v1() {
+        let table = "\
+24 1 0:22 / /sys/fs/cgroup ro - tmpfs tmpfs ro
+25 24 0:23 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+26 24 0:24 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+27 24 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+28 24 0:23 / /other/cpu rw - cgroup cgroup rw,cpu,cpuacct
+";
+        let cgroups = Cgroups::from_mountinfo(table).unwrap();
+        assert_eq!(cgroups.version(), Version::V1);
+        let at = cgroups.at("/berth/x").unwrap();
+        let dirs: Vec<_> = at.dirs().collect();
+        assert_eq!(
+            dirs,
+            [Path::new("/sys/fs/cgroup/cpu,cpuacct/berth/x"), Path::new("/sys/fs/cgroup/systemd/berth/x")]
+        );
+        assert_eq!(at.places[1].controllers, ["name=systemd"]);
+    }
+
+    #[test]
+    fn a_lone_v2_mount_is_v2() {
+        let cgroups =
+            Cgroups::from_mountinfo("25 24 0:23 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n")
+                .unwrap();
+        assert_eq!(cgroups.version(), Version::V2);
+        assert!(Cgroups::from_mountinfo("1 0 8:1 / / rw - ext4 /dev/sda rw\n").is_none());
+    }
+
+    #[test]
+    fn paths_that_leave_the_tree_are_refused() {
+        let cgroups = Cgroups::detect().unwrap();
+        for path in ["", "/", "relative/x", "/a/../../x", "/.."] {
+            assert!(matches!(cgroups.at(path), Err(CgroupError::BadPath(_))), "{path:?}");
+        }
+    }
+}

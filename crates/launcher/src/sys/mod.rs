@@ -1,0 +1,228 @@
+//! The system calls that neither rustix nor nix has a safe wrapper for: the only unsafe code of this crate.
+//!
+//! Descriptors come in borrowed or owned, errors go out as `io::Error` with the kernel's errno. Everything works on
+//! Linux 5.12 and later (`mount_setattr`); the newest call besides is `clone3` with `CLONE_INTO_CGROUP` (5.7).
+#![allow(unsafe_code)]
+
+pub mod bpf;
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// linux/sched.h; libc's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// A new process, not yet waited for.
+#[derive(Debug)]
+pub struct Spawned {
+    /// In the caller's pid namespace.
+    pub pid: i32,
+    /// Becomes readable when the process has ended. Close-on-exec.
+    pub pidfd: OwnedFd,
+}
+
+/// What differs from a plain fork.
+#[derive(Debug, Default)]
+pub struct SpawnOptions<'a> {
+    pub new_mount_namespace: bool,
+    pub new_pid_namespace: bool,
+    /// A cgroup v2 folder for the child to be born in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// Forks, and runs `child` in the new process, which ends with the status that `child` returns.
+///
+/// The child owns a copy of this process's memory and descriptors; destructors of what the parent holds never run
+/// there. Call this from a process with one thread: a lock that another thread holds at this instant, the
+/// allocator's among them, is never released in the child.
+///
+/// # Errors
+/// clone3(2): `EPERM` without CAP_SYS_ADMIN for a namespace, `EAGAIN` at a pids limit, `EBUSY` when the cgroup has
+/// children with controllers, `ENODEV` when it is gone.
+pub fn spawn(options: &SpawnOptions<'_>, child: impl FnOnce() -> i32) -> io::Result<Spawned> {
+    /// An unwinding panic must not carry the child into the parent's code.
+    struct ExitOnDrop(i32);
+    impl Drop for ExitOnDrop {
+        fn drop(&mut self) {
+            exit_now(self.0);
+        }
+    }
+
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is a plain struct of integers, for which zero means "not asked for".
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = libc::CLONE_PIDFD as u64;
+    arguments.pidfd = (&raw mut pidfd) as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if options.new_mount_namespace {
+        arguments.flags |= libc::CLONE_NEWNS as u64;
+    }
+    if options.new_pid_namespace {
+        arguments.flags |= libc::CLONE_NEWPID as u64;
+    }
+    if let Some(cgroup) = options.cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM this is fork: the child has its own copy of memory and stack. The kernel reads
+    // `arguments` and writes `pidfd`, both of which outlive the call.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    match answer {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let mut guard = ExitOnDrop(255);
+            guard.0 = child();
+            drop(guard);
+            unreachable!("the guard has ended the process")
+        }
+        pid => {
+            // SAFETY: the kernel has just made this descriptor for us and nobody else knows its number.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Spawned { pid: i32::try_from(pid).expect("a pid fits pid_t"), pidfd })
+        }
+    }
+}
+
+/// Ends this process at once: no destructors, no exit handlers.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// `MOUNT_ATTR_*` changes for one mount, or a whole tree of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MountAttributes {
+    pub set: u64,
+    pub clear: u64,
+    /// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE` or 0.
+    pub propagation: u64,
+    pub recursive: bool,
+}
+
+/// mount_setattr(2) on the mount that `mount` refers to.
+///
+/// # Errors
+/// `EINVAL` when `mount` is not the root of a mount or an attribute is unknown; `EPERM` for a locked attribute.
+pub fn mount_setattr(mount: impl AsFd, attributes: MountAttributes) -> io::Result<()> {
+    let argument = libc::mount_attr {
+        attr_set: attributes.set,
+        attr_clr: attributes.clear,
+        propagation: attributes.propagation,
+        userns_fd: 0,
+    };
+    let mut flags = libc::AT_EMPTY_PATH;
+    if attributes.recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the kernel reads an empty C string and `argument`, whose size is given.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const argument,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(answer)
+}
+
+/// pivot_root(".", "."): the working directory becomes the root, and the old root lies on top of it.
+///
+/// # Errors
+/// `EINVAL` when the working directory is no mount point, or a mount involved is shared.
+pub fn pivot_root_here() -> io::Result<()> {
+    // SAFETY: two C strings that live for ever.
+    check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) })
+}
+
+/// Closes every descriptor except those in `keep`.
+///
+/// Only for a new process that has just been forked and never returns to the code that owned them: whatever holds
+/// one of the others is left with a number that means nothing.
+///
+/// # Errors
+/// close_range(2): `ENOSYS` before Linux 5.9.
+pub fn close_all_except(keep: &mut [RawFd]) -> io::Result<()> {
+    keep.sort_unstable();
+    let mut first = 0;
+    for &fd in keep.iter() {
+        let Ok(fd) = u32::try_from(fd) else { continue };
+        if fd > first {
+            close_range(first, fd - 1, 0)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX, 0)
+}
+
+/// Marks every descriptor from `first` on close-on-exec.
+///
+/// # Errors
+/// close_range(2): `EINVAL` before Linux 5.11.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: three integers. That no live owner is left with a closed descriptor is what the callers promise.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })
+}
+
+/// Default disposition for every signal, and none blocked: what a program may expect at its start.
+pub fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL runs no code of ours. SIGKILL, SIGSTOP and libc's own two are refused, which is right.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let none = nix::sys::signal::SigSet::empty();
+    none.thread_set_mask().expect("an empty mask is valid");
+}
+
+/// One instruction of classic BPF, as `struct sock_filter`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilterInstruction {
+    pub code: u16,
+    pub jump_true: u8,
+    pub jump_false: u8,
+    pub value: u32,
+}
+
+/// Loads a seccomp filter for this thread and everything it starts.
+///
+/// # Errors
+/// `EACCES` with neither no_new_privs nor CAP_SYS_ADMIN; `EINVAL` for a program that the kernel refuses or that is
+/// empty or longer than 4096 instructions.
+pub fn seccomp_load(program: &[FilterInstruction], flags: u32) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let argument = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel reads `argument` and `len` instructions behind it; the layout is that of sock_filter.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const argument)
+    })
+}
+
+/// Unlocks and opens the other end of a pseudoterminal from its master, whatever the name in /dev/pts leads to by now.
+///
+/// # Errors
+/// ioctl(TIOCGPTPEER): `ENOTTY` when `master` is no pseudoterminal's master.
+pub fn pty_peer(master: impl AsFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let unlock: libc::c_int = 0;
+    // SAFETY: the first ioctl reads an integer; the second takes one and returns a new descriptor, owned by nobody yet.
+    unsafe {
+        if libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCGPTPEER, flags);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+fn check(answer: libc::c_long) -> io::Result<()> {
+    if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
