@@ -124,13 +124,10 @@ fn bridge_ports(node: &Node) -> Vec<String> {
     ports.flatten().map(|port| format!("interface {}", port.file_name().to_string_lossy())).collect()
 }
 
-/// `table FAMILY NAME` of the packet filter tables that are the node's: their name has the bridge's name in it.
+/// `table FAMILY NAME` of the packet filter tables that are the node's, whose names end with the bridge's.
 fn firewall_tables(node: &Node) -> Result<Vec<String>> {
     let output = Command::new("nft").args(["list", "tables"]).output().context("running nft")?;
-    let tag = node.tag();
-    let own = |line: &&str| {
-        line.split([' ', '-', '_']).collect::<Vec<_>>().windows(2).any(|pair| pair.join("-") == tag)
-    };
+    let own = |line: &&str| line.ends_with(&format!("-{}", node.bridge()));
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter(own).map(str::to_owned).collect())
 }
 
@@ -141,8 +138,8 @@ fn firewall_entries(node: &Node) -> Result<Vec<String>> {
         let words: Vec<&str> = table.split(' ').collect();
         let output = Command::new("nft").arg("list").args(&words).output().context("running nft")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let ports = text.lines().filter(|line| line.contains("elements") && line.contains("tcp"));
-        found.extend(ports.map(|line| format!("{table}: {}", line.trim())));
+        let filled = text.lines().filter(|line| line.contains("elements"));
+        found.extend(filled.map(|line| format!("{table}: {}", line.trim())));
     }
     Ok(found)
 }
