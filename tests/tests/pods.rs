@@ -60,8 +60,7 @@ fn a_minimal_config_is_enough() {
             log_directory: node.dir().join("logs").display().to_string(),
             ..PodSandboxConfig::default()
         };
-        let pod =
-            node.run_pod(PodSandboxConfig { log_directory: config.log_directory.clone(), ..config }).await?;
+        let pod = node.run_pod(config).await?;
         pod.run(sleeper("main")).await?;
         Ok(())
     });
@@ -164,20 +163,20 @@ fn list_filters_by_id_prefix_state_and_labels_together() {
         b.stop().await?;
         ensure!(list(node, None).await?.len() == 2);
         let by_id = |id: &str| PodSandboxFilter { id: id.to_owned(), ..PodSandboxFilter::default() };
-        ensure!(ids(node, by_id(&a.id)).await? == [a.id.clone()]);
-        ensure!(ids(node, by_id(&a.id[..13])).await? == [a.id.clone()]);
+        ensure!(ids(node, by_id(&a.id)).await? == [a.id.as_str()]);
+        ensure!(ids(node, by_id(&a.id[..13])).await? == [a.id.as_str()]);
         ensure!(ids(node, by_id(UNKNOWN)).await?.is_empty());
         let in_state = |state: PodSandboxState| PodSandboxFilter {
             state: Some(PodSandboxStateValue { state: state.into() }),
             ..PodSandboxFilter::default()
         };
-        ensure!(ids(node, in_state(PodSandboxState::SandboxReady)).await? == [a.id.clone()]);
-        ensure!(ids(node, in_state(PodSandboxState::SandboxNotready)).await? == [b.id.clone()]);
+        ensure!(ids(node, in_state(PodSandboxState::SandboxReady)).await? == [a.id.as_str()]);
+        ensure!(ids(node, in_state(PodSandboxState::SandboxNotready)).await? == [b.id.as_str()]);
         let with_label = |app: &str| PodSandboxFilter {
             label_selector: HashMap::from([("app".to_owned(), app.to_owned())]),
             ..PodSandboxFilter::default()
         };
-        ensure!(ids(node, with_label("db")).await? == [b.id.clone()]);
+        ensure!(ids(node, with_label("db")).await? == [b.id.as_str()]);
         ensure!(ids(node, with_label("none")).await?.is_empty());
         let contradicting =
             PodSandboxFilter { id: a.id.clone(), ..in_state(PodSandboxState::SandboxNotready) };
