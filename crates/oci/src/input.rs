@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 /// Everything a container's spec is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct ContainerInput<'a> {
-    pub id: &'a str,
     pub sandbox_id: &'a str,
     pub sandbox: &'a PodSandboxConfig,
     pub container: &'a ContainerConfig,

@@ -176,6 +176,8 @@ fn unknown_names_are_left_out_with_one_warning() {
         {"names":["frobnicate","chmod","zap","arm_fadvise64_64"],"action":"SCMP_ACT_ERRNO"}]}"#;
     let seccomp = load(Profile::Localhost(json.as_bytes()), &Default::default(), (6, 1)).unwrap().unwrap();
     let filter = compile(&seccomp).unwrap();
+    let default = load(Profile::RuntimeDefault, &Default::default(), (6, 1)).unwrap().unwrap();
+    assert!(compile(&default).unwrap().warnings.is_empty());
     assert_eq!(filter.warnings, ["seccomp profile: unknown system calls left out: frobnicate, zap"]);
     assert_eq!(filter.program.len() % 8, 0);
     assert_eq!(filter.flags, 4);
