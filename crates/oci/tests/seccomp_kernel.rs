@@ -37,14 +37,7 @@ fn install(filter: &Filter) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel copies `len` instructions from `filter.program`, which outlives the call.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::c_ulong::from(filter.flags),
-            &program,
-        )
-    };
+    let rc = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0usize, &program) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -13,8 +13,7 @@ use super::SeccompError;
 use super::bpf::{AND, Assembler, Instruction, LOAD, Label, MAX_INSTRUCTIONS, Test, to_bytes};
 use super::syscalls::{ARM_PRIVATE, Machine, X32_BIT, known_anywhere};
 use oci_spec::runtime::{
-    LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, LinuxSyscall,
+    LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,13 +35,11 @@ const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARGUMENTS: u32 = 16;
 
-/// What seccomp(2) with SECCOMP_SET_MODE_FILTER wants.
+/// A profile as the kernel takes it. The profile's flags stay in the spec, for whoever calls seccomp(2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// `struct sock_filter[]`, native byte order.
     pub program: Vec<u8>,
-    /// SECCOMP_FILTER_FLAG_*; SPEC_ALLOW when the profile has no list of flags, as other runtimes do.
-    pub flags: u32,
     /// What was left out: names of calls that no machine we know has.
     pub warnings: Vec<String>,
 }
@@ -54,22 +51,7 @@ pub struct Filter {
 pub fn compile(seccomp: &LinuxSeccomp) -> Result<Filter, SeccompError> {
     let native = Machine::native().ok_or(SeccompError::Machine)?;
     let (program, warnings) = compile_for(seccomp, native)?;
-    Ok(Filter { program: to_bytes(&program), flags: flags(seccomp), warnings })
-}
-
-fn flags(seccomp: &LinuxSeccomp) -> u32 {
-    const SPEC_ALLOW: u32 = 4;
-    seccomp.flags().as_ref().map_or(SPEC_ALLOW, |flags| {
-        flags.iter().fold(0, |all, flag| {
-            all | match flag {
-                LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 1,
-                LinuxSeccompFilterFlag::SeccompFilterFlagLog => 2,
-                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => SPEC_ALLOW,
-                // Only means something together with a listener, which we refuse.
-                LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
-            }
-        })
-    })
+    Ok(Filter { program: to_bytes(&program), warnings })
 }
 
 pub(super) fn compile_for(
