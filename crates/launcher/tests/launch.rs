@@ -1,20 +1,21 @@
-//! The launcher against a real kernel: what a container's process sees and is.
+//! The launcher against a real kernel: what a container's process sees, is and may do.
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "tests")]
 
 mod common;
+#[path = "launch/confinement.rs"]
+mod confinement;
+#[path = "launch/failures.rs"]
+mod failures;
+#[path = "launch/filesystem.rs"]
+mod filesystem;
+#[path = "launch/processes.rs"]
+mod processes;
+#[path = "launch/resources.rs"]
+mod resources;
 
 use std::process::ExitCode;
 
-use common::*;
-
 fn main() -> ExitCode {
-    run(&[("a_container_runs_and_its_exit_is_seen", a_container_runs_and_its_exit_is_seen)])
-}
-
-fn a_container_runs_and_its_exit_is_seen() {
-    let (output, status) = run_container(&spec(
-        "echo $$ $GREETING; pwd; cat /proc/self/cgroup; ls -l /dev /sys/fs/cgroup; cat /proc/self/mountinfo; exit 7",
-    ));
-    println!("{output}");
-    assert!(output.starts_with("1 hello there\n/\n"), "{output}");
-    assert_eq!(status, 7);
+    let all = [processes::TESTS, confinement::TESTS, filesystem::TESTS, failures::TESTS, resources::TESTS];
+    common::run(&all.concat())
 }

@@ -43,6 +43,8 @@ pub enum CgroupError {
     DeviceFilter { path: PathBuf, source: io::Error },
     #[error("signalling the processes in {}", path.display())]
     Kill { path: PathBuf, source: io::Error },
+    #[error("the processes in {} do not come to rest", path.display())]
+    NotFrozen { path: PathBuf },
     #[error("{} still holds processes: {}", path.display(), list(pids))]
     NotEmpty { path: PathBuf, pids: Vec<i32> },
 }

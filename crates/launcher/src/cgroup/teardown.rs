@@ -19,12 +19,35 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(1);
 
 impl Cgroup {
-    /// Stops every process in it, until [`Cgroup::thaw`]. Does nothing on a host without the means.
+    /// Stops every process in it until [`Cgroup::thaw`], and returns when they stand still. Does nothing on a host
+    /// without the means.
     ///
     /// # Errors
-    /// [`CgroupError::Write`].
+    /// [`CgroupError::Write`]; [`CgroupError::NotFrozen`] when a process does not come to rest within ten seconds
+    /// (one that waits for a disk): freezing then goes on until it is thawed.
     pub fn freeze(&self) -> Result<(), CgroupError> {
-        self.set_frozen(true)
+        self.set_frozen(true)?;
+        let Some(folder) = self.place_of("freezer") else { return Ok(()) };
+        let deadline = Instant::now() + KILL_DEADLINE;
+        let (file, done) = match self.version {
+            Version::V1 => ("freezer.state", "FROZEN"),
+            Version::V2 => ("cgroup.events", "frozen 1"),
+        };
+        let path = folder.join(file);
+        // v2 wakes who polls the file; v1 looks at the processes when the file is read, and wakes nobody.
+        let events =
+            fs::File::open(&path).map_err(|source| CgroupError::Read { path: path.clone(), source })?;
+        while read_if_there(&path)?.is_some_and(|text| !text.lines().any(|line| line == done)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CgroupError::NotFrozen { path: folder.to_owned() });
+            }
+            match self.version {
+                Version::V1 => thread::sleep(SETTLE.min(left)),
+                Version::V2 => wait_for_change(&events, left),
+            }
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -78,7 +101,7 @@ impl Cgroup {
             }
         }
         // While frozen nobody forks and nobody's number is given to another; SIGKILL then waits for the thaw on v1.
-        self.freeze()?;
+        self.set_frozen(true)?;
         let dying = open_all(&self.pids()?);
         let mut refused = None;
         for pidfd in &dying {
@@ -151,10 +174,7 @@ impl Cgroup {
             && let Ok(Some(text)) = read_if_there(&folder.join("cgroup.events"))
             && text.contains("populated 1")
         {
-            let left = Timespec::try_from(left).expect("ten seconds fit");
-            let mut poll = [PollFd::new(&events, PollFlags::PRI)];
-            // Whatever comes of it, the caller looks again.
-            let _ = rustix::event::poll(&mut poll, Some(&left));
+            wait_for_change(&events, left);
         } else {
             // v1 tells nobody when a cgroup becomes empty. This is the gap between exit_notify and the last
             // context switch, microseconds unless the machine is overloaded.
@@ -165,6 +185,12 @@ impl Cgroup {
     fn name(&self) -> PathBuf {
         self.dirs().next().map(Path::to_owned).unwrap_or_default()
     }
+}
+
+/// Until the kernel reports a change of a cgroup v2 events file; whatever comes of it, the caller looks again.
+fn wait_for_change(events: &fs::File, patience: Duration) {
+    let patience = Timespec::try_from(patience).expect("ten seconds fit");
+    let _ = rustix::event::poll(&mut [PollFd::new(events, PollFlags::PRI)], Some(&patience));
 }
 
 /// A folder and all below it, each before its children. Empty when it is gone.

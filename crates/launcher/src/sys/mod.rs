@@ -174,12 +174,32 @@ fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
 
 /// Default disposition for every signal, and none blocked: what a program may expect at its start.
 pub fn reset_signals() {
+    // struct kernel_sigaction: SIG_DFL, no flags, no restorer, an empty mask. The call is made bare because libc
+    // refuses its own two signals, which a parent may well have left ignored.
+    let default = [0_u64; 4];
+    let none = 0_u64;
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL runs no code of ours. SIGKILL, SIGSTOP and libc's own two are refused, which is right.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads `default`; SIG_DFL runs no code of ours. SIGKILL and SIGSTOP are refused, rightly.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<libc::c_void>(),
+                size_of::<u64>(),
+            );
+        }
     }
-    let none = nix::sys::signal::SigSet::empty();
-    none.thread_set_mask().expect("an empty mask is valid");
+    // SAFETY: the kernel reads eight bytes of `none`.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null::<libc::c_void>(),
+            size_of::<u64>(),
+        );
+    }
 }
 
 /// One instruction of classic BPF, as `struct sock_filter`.

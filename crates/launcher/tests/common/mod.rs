@@ -1,7 +1,12 @@
 //! What the launcher's tests share: a busybox root, a spec to start from, a container that cleans up after itself.
 //!
 //! These tests have no harness threads, because the launcher forks.
-#![allow(dead_code, unreachable_pub, reason = "shared by test binaries that each use a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared by test binaries that each use a part"
+)]
 
 use std::fs;
 use std::io::Read;
@@ -20,7 +25,7 @@ use berth_launcher::container::{self, Console, Gate, Launched, PidEntry, Progres
 use oci_spec::runtime::Spec;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, MemfdFlags};
-use rustix::mount::OpenTreeFlags;
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -30,10 +35,20 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub type Test = (&'static str, fn());
 
+/// Waits for the end of a process and forgets it.
+pub fn reap(pidfd: &OwnedFd) {
+    readable(pidfd.as_fd(), PATIENCE);
+    rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
+}
+
 /// Runs the tests whose names contain an argument (all without one), one after another.
 pub fn run(tests: &[Test]) -> ExitCode {
     let filters: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    // The tests mount; the host need not know.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("these tests run as root");
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).unwrap();
     let mut failed = Vec::new();
     let mut count = 0;
     for (name, test) in tests {
@@ -41,7 +56,12 @@ pub fn run(tests: &[Test]) -> ExitCode {
             continue;
         }
         count += 1;
-        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+        let before = left_over();
+        let passed = catch_unwind(AssertUnwindSafe(|| {
+            test();
+            assert_eq!(left_over(), before, "mounts, descriptors or children are left over");
+        }))
+        .is_ok();
         println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
         if !passed {
             failed.push(*name);
@@ -49,6 +69,15 @@ pub fn run(tests: &[Test]) -> ExitCode {
     }
     println!("\ntest result: {} passed; {} failed", count - failed.len(), failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What a test must leave as it found it: mounts, open descriptors, children.
+fn left_over() -> (usize, usize, String) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().count();
+    let pid = std::process::id();
+    let children = fs::read_to_string(format!("/proc/self/task/{pid}/children")).unwrap_or_default();
+    (mounts, descriptors, children)
 }
 
 /// A root with busybox in it.
