@@ -141,11 +141,14 @@ impl Session {
         let step = format!("look up {selector}");
         let path = format!("manifests/{selector}");
         let resolving = self.reference.digest().is_none();
-        let answer = self
-            .each(|host| if resolving { host.endpoint.resolve } else { host.endpoint.pull }, async |host| {
-                self.answer(host, Method::HEAD, &path, &manifest_headers(), &step).await
-            })
-            .await?;
+        let mut asked = self.ask(|host| if resolving { host.endpoint.resolve } else { host.endpoint.pull });
+        let answer = loop {
+            let host = asked.next()?;
+            match self.answer(host, Method::HEAD, &path, &manifest_headers(), &step).await {
+                Ok(answer) => break answer,
+                Err(error) => asked.failed(host, error),
+            }
+        };
         let digest = answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
         Ok(digest.and_then(|digest| digest.parse().ok()))
     }
@@ -156,40 +159,59 @@ impl Session {
         let selector = digest.map_or(self.reference.selector(), Digest::as_str);
         let step = format!("fetch manifest {selector}");
         let path = format!("manifests/{selector}");
-        self.each(|host| if digest.is_none() { host.endpoint.resolve } else { host.endpoint.pull }, async |host| {
-            let answer = self.answer(host, Method::GET, &path, &manifest_headers(), &step).await?;
-            let header = |name: &str| {
-                answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
-            };
-            let (media_type, announced) = (header("content-type"), header("docker-content-digest"));
-            let bytes = bounded_body(answer, MAX_DOCUMENT, ANSWER_TIMEOUT)
-                .await
-                .map_err(|(kind, source)| host.error(&step, kind, source))?;
-            let found = Digest::of(&bytes);
-            let wanted = digest.cloned().or_else(|| announced.parse().ok());
-            match wanted {
-                Some(wanted) if wanted != found => Err(host.error(
-                    &step,
-                    RegistryErrorKind::Protocol(format!("{WRONG_DIGEST} {found}, not {wanted}")),
-                    None,
-                )),
-                _ => Ok(Document { bytes, media_type, digest: found }),
+        let mut asked = self.ask(|host| if digest.is_none() { host.endpoint.resolve } else { host.endpoint.pull });
+        loop {
+            let host = asked.next()?;
+            match self.manifest_at(host, &path, &step, digest).await {
+                Ok(document) => return Ok(document),
+                Err(error) => asked.failed(host, error),
             }
-        })
-        .await
+        }
+    }
+
+    async fn manifest_at(
+        &self,
+        host: &Host,
+        path: &str,
+        step: &str,
+        digest: Option<&Digest>,
+    ) -> Result<Document, RegistryError> {
+        let answer = self.answer(host, Method::GET, path, &manifest_headers(), step).await?;
+        let header = |name: &str| {
+            answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        let (media_type, announced) = (header("content-type"), header("docker-content-digest"));
+        let bytes = bounded_body(answer, MAX_DOCUMENT, ANSWER_TIMEOUT)
+            .await
+            .map_err(|(kind, source)| host.error(step, kind, source))?;
+        let found = Digest::of(&bytes);
+        match digest.cloned().or_else(|| announced.parse().ok()) {
+            Some(wanted) if wanted != found => {
+                let why = format!("{WRONG_DIGEST} {found}, not {wanted}");
+                Err(host.error(step, RegistryErrorKind::Protocol(why), None))
+            }
+            _ => Ok(Document { bytes, media_type, digest: found }),
+        }
     }
 
     /// Fetches a small blob, unchecked.
     pub(crate) async fn small_blob(&self, digest: &Digest) -> Result<Bytes, RegistryError> {
         let step = format!("fetch config {digest}");
         let path = format!("blobs/{digest}");
-        self.each(|host| host.endpoint.pull, async |host| {
-            let answer = self.answer(host, Method::GET, &path, &HeaderMap::new(), &step).await?;
-            bounded_body(answer, MAX_DOCUMENT, ANSWER_TIMEOUT)
-                .await
-                .map_err(|(kind, source)| host.error(&step, kind, source))
-        })
-        .await
+        let mut asked = self.ask(|host| host.endpoint.pull);
+        loop {
+            let host = asked.next()?;
+            let body = match self.answer(host, Method::GET, &path, &HeaderMap::new(), &step).await {
+                Ok(answer) => bounded_body(answer, MAX_DOCUMENT, ANSWER_TIMEOUT)
+                    .await
+                    .map_err(|(kind, source)| host.error(&step, kind, source)),
+                Err(error) => Err(error),
+            };
+            match body {
+                Ok(body) => return Ok(body),
+                Err(error) => asked.failed(host, error),
+            }
+        }
     }
 
     /// Begins a blob at the first endpoint that has it. `headers` may ask for a range.
@@ -201,52 +223,27 @@ impl Session {
     ) -> Result<(Response, Origin<'_>), RegistryError> {
         let step = format!("fetch layer {digest}");
         let path = format!("blobs/{digest}");
-        self.each(|host| host.endpoint.pull, async |host| {
+        let mut asked = self.ask(|host| host.endpoint.pull);
+        loop {
+            let host = asked.next()?;
             let answer = self.request(host, Method::GET, &path, headers, &step);
-            let answer = tokio::time::timeout(patience, answer)
-                .await
-                .map_err(|_| host.error(&step, RegistryErrorKind::Timeout(patience), None))??;
-            Ok((success(host, &step, answer).await?, Origin { host, step: step.clone() }))
-        })
-        .await
-    }
-
-    /// Asks the endpoints that `can`, in order, until one succeeds. The last one's failure is the answer, the
-    /// others' are logged: the host itself comes last, and decides whether a thing exists.
-    async fn each<'a, T>(
-        &'a self,
-        can: impl Fn(&Host) -> bool,
-        ask: impl AsyncFn(&'a Host) -> Result<T, RegistryError>,
-    ) -> Result<T, RegistryError> {
-        let mut failed: Option<(RegistryError, &Url)> = None;
-        for host in self.hosts.iter().filter(|host| can(host)) {
-            if let Some((error, url)) = &failed
-                && is_scheme_retry(url, &host.endpoint.url)
-                && !may_be_tls(error)
-            {
-                // The server on this port speaks plain HTTP and has given its answer.
-                continue;
-            }
-            match ask(host).await {
-                Ok(found) => return Ok(found),
-                Err(error) => {
-                    tracing::debug!(image.r#ref = %self.reference, %error, "registry endpoint failed");
-                    // A loopback port that speaks no TLS either is better described by the first attempt.
-                    let keep = failed.as_ref().is_some_and(|(_, url)| {
-                        is_scheme_retry(url, &host.endpoint.url) && error.source.is_some()
-                    });
-                    if !keep {
-                        failed = Some((error, &host.endpoint.url));
-                    }
-                }
+            let answer = match tokio::time::timeout(patience, answer).await {
+                Ok(Ok(answer)) => success(host, &step, answer).await,
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(host.error(&step, RegistryErrorKind::Timeout(patience), None)),
+            };
+            match answer {
+                Ok(answer) => return Ok((answer, Origin { host, step })),
+                Err(error) => asked.failed(host, error),
             }
         }
-        Err(failed.map(|(error, _)| error).unwrap_or_else(|| RegistryError {
-            endpoint: self.reference.host().to_owned(),
-            step: format!("fetch {}", self.reference),
-            kind: RegistryErrorKind::Protocol("no configured host has the capability for it".to_owned()),
-            source: None,
-        }))
+    }
+
+    /// The endpoints that `can`, in order.
+    fn ask(&self, can: impl Fn(&Host) -> bool) -> Asked<'_> {
+        let mut hosts: Vec<&Host> = self.hosts.iter().filter(|host| can(host)).collect();
+        hosts.reverse();
+        Asked { reference: &self.reference, left: hosts, failed: None }
     }
 
     /// The head of a successful answer, within a bounded time.
@@ -379,6 +376,45 @@ impl Session {
     }
 }
 
+/// Endpoints asked one after another until one succeeds. When none does, the last one's failure is the
+/// answer and the others' are logged: the host itself comes last, and decides whether a thing exists.
+struct Asked<'a> {
+    reference: &'a Reference,
+    /// The next one last.
+    left: Vec<&'a Host>,
+    failed: Option<(RegistryError, &'a Host)>,
+}
+
+impl<'a> Asked<'a> {
+    fn next(&mut self) -> Result<&'a Host, RegistryError> {
+        while let Some(host) = self.left.pop() {
+            match &self.failed {
+                // The server on this port speaks plain HTTP and has given its answer.
+                Some((error, before)) if before.is_same_in_tls(host) && !may_be_tls(error) => {}
+                _ => return Ok(host),
+            }
+        }
+        Err(self.failed.take().map(|(error, _)| error).unwrap_or_else(|| RegistryError {
+            endpoint: self.reference.host().to_owned(),
+            step: format!("fetch {}", self.reference),
+            kind: RegistryErrorKind::Protocol("no configured host has the capability for it".to_owned()),
+            source: None,
+        }))
+    }
+
+    fn failed(&mut self, host: &'a Host, error: RegistryError) {
+        tracing::debug!(image.r#ref = %self.reference, %error, "registry endpoint failed");
+        // A loopback port that speaks no TLS either is better described by the first attempt.
+        let keep = self
+            .failed
+            .as_ref()
+            .is_some_and(|(_, before)| before.is_same_in_tls(host) && error.source.is_some());
+        if !keep {
+            self.failed = Some((error, host));
+        }
+    }
+}
+
 /// Begins the text of an error about content that is not what its digest says.
 pub(crate) const WRONG_DIGEST: &str = "the content has digest";
 
@@ -399,11 +435,12 @@ impl Host {
         let endpoint = self.endpoint.url.origin().ascii_serialization();
         RegistryError { endpoint, step: step.to_owned(), kind, source }
     }
-}
 
-/// Whether two endpoints are the same server in plain HTTP and in TLS.
-fn is_scheme_retry(first: &Url, second: &Url) -> bool {
-    first.scheme() == "http" && second.scheme() == "https" && authority(first) == authority(second)
+    /// Whether `other` is this plain HTTP server, asked in TLS.
+    fn is_same_in_tls(&self, other: &Host) -> bool {
+        let (plain, tls) = (&self.endpoint.url, &other.endpoint.url);
+        plain.scheme() == "http" && tls.scheme() == "https" && authority(plain) == authority(tls)
+    }
 }
 
 /// Whether a plain HTTP request failed as it does when the server wants TLS: it hangs up, or answers 400.

@@ -1,0 +1,181 @@
+//! Overlay mounts that belong to nobody's mount table: made detached, handed over as a descriptor.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+
+/// The kernel takes no longer string in one `fsconfig` call.
+const MAX_VALUE: usize = 255;
+
+/// No index: it forbids using a lower layer twice. No redirects and no metacopy: what layers say about them
+/// is never believed, and renaming a directory answers EXDEV as with other engines.
+const OPTIONS: [(&str, &str); 3] = [("index", "off"), ("redirect_dir", "nofollow"), ("metacopy", "off")];
+
+/// What to put together.
+#[derive(Debug)]
+pub(crate) struct Overlay<'a> {
+    /// Lower directories, topmost first; at least two when nothing lies over them.
+    pub(crate) lower: &'a [PathBuf],
+    /// Upper and work directory, on one file system. `None`: nothing can be written.
+    pub(crate) upper: Option<(&'a Path, &'a Path)>,
+    /// No flush reaches the upper directory's disk: not when the container asks, not at unmount.
+    pub(crate) volatile: bool,
+    pub(crate) readonly: bool,
+}
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}{said}")]
+pub(crate) struct OverlayError {
+    pub(crate) step: &'static str,
+    /// What the kernel wrote into the context's log, with a leading colon; mostly empty.
+    said: String,
+    pub(crate) source: io::Error,
+}
+
+impl OverlayError {
+    fn new(step: &'static str) -> impl FnOnce(Errno) -> OverlayError {
+        move |errno| OverlayError { step, said: String::new(), source: errno.into() }
+    }
+}
+
+impl Overlay<'_> {
+    /// Mounts, detached.
+    ///
+    /// Kernels before 6.5 know no `lowerdir+`, and their overlayfs takes no string long enough for the
+    /// layers of an image; there the older call is used.
+    pub(crate) fn mount(&self) -> Result<OwnedFd, OverlayError> {
+        match self.mount_new() {
+            Err(error) if error.source.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                // Of two errors the first is about what is really wrong, unless the kernel is that old.
+                self.mount_old().map_err(|old| if old.source.raw_os_error() == error.source.raw_os_error() { error } else { old })
+            }
+            other => other,
+        }
+    }
+
+    fn mount_new(&self) -> Result<OwnedFd, OverlayError> {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(OverlayError::new("open overlayfs"))?;
+        let mut held = Vec::new();
+        let mut set = |key: &str, path: &Path| -> Result<(), OverlayError> {
+            let value = if path.as_os_str().len() <= MAX_VALUE {
+                path.to_owned()
+            } else {
+                // A handle's name in /proc is short, however long the path.
+                let handle = open_path(path)?;
+                let name = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+                held.push(handle);
+                name
+            };
+            fsconfig_set_string(&context, key, value).map_err(OverlayError::new("set a layer"))
+        };
+        for lower in self.lower {
+            set("lowerdir+", lower)?;
+        }
+        if let Some((upper, work)) = self.upper {
+            set("upperdir", upper)?;
+            set("workdir", work)?;
+        }
+        for (key, value) in OPTIONS {
+            fsconfig_set_string(&context, key, value).map_err(OverlayError::new("set an option"))?;
+        }
+        fsconfig_set_string(&context, "source", "overlay").map_err(OverlayError::new("set the source"))?;
+        if self.volatile {
+            fsconfig_set_flag(&context, "volatile").map_err(OverlayError::new("set volatile"))?;
+        }
+        fsconfig_create(&context).map_err(|errno| OverlayError {
+            step: "create the overlay",
+            said: log(&context),
+            source: errno.into(),
+        })?;
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, self.attributes())
+            .map_err(OverlayError::new("mount the overlay"))
+    }
+
+    fn attributes(&self) -> MountAttrFlags {
+        match self.readonly {
+            true => MountAttrFlags::MOUNT_ATTR_RDONLY,
+            false => MountAttrFlags::empty(),
+        }
+    }
+
+    /// `mount(2)` on a thread of its own, in a mount namespace of its own, taken out of it as a detached copy:
+    /// the host's mount table shows nothing, and nothing stays when we die half-way.
+    pub(crate) fn mount_old(&self) -> Result<OwnedFd, OverlayError> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("overlay".to_owned())
+                .spawn_scoped(scope, || self.mount_in_namespace())
+                .map_err(|source| OverlayError { step: "start a thread", said: String::new(), source })?;
+            match thread.join() {
+                Ok(mounted) => mounted,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    fn mount_in_namespace(&self) -> Result<OwnedFd, OverlayError> {
+        let nix = |step| move |errno: nix::Error| OverlayError { step, said: String::new(), source: errno.into() };
+        // One page holds all options of the old call; names in a folder of handles are a few bytes each.
+        let mut held = Vec::new();
+        let mut handle = |path: &Path| -> Result<String, OverlayError> {
+            let handle = open_path(path)?;
+            let name = handle.as_raw_fd().to_string();
+            held.push(handle);
+            Ok(name)
+        };
+        let lower: Vec<String> = self.lower.iter().map(|path| handle(path)).collect::<Result<_, _>>()?;
+        let mut options = format!("lowerdir={}", lower.join(":"));
+        if let Some((upper, work)) = self.upper {
+            let (upper, work) = (handle(upper)?, handle(work)?);
+            write!(options, ",upperdir={upper},workdir={work}").expect("a String takes all");
+        }
+        for (key, value) in OPTIONS {
+            write!(options, ",{key}={value}").expect("a String takes all");
+        }
+        if self.volatile {
+            options.push_str(",volatile");
+        }
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)
+            .map_err(nix("leave the mount namespace"))?;
+        let none = None::<&str>;
+        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .map_err(nix("make mounts private"))?;
+        nix::unistd::chdir("/proc/self/fd").map_err(nix("enter the folder of handles"))?;
+        // Any folder will do as a place: nobody else sees this namespace. /proc is one that is there for sure,
+        // and the current folder keeps the proc below it.
+        let flags = if self.readonly { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        nix::mount::mount(Some("overlay"), "/proc", Some("overlay"), flags, Some(options.as_str()))
+            .map_err(nix("mount the overlay"))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(rustix::fs::CWD, "/proc", flags).map_err(OverlayError::new("take the overlay out"))
+    }
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd, OverlayError> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(OverlayError::new("open a layer"))
+}
+
+/// What the kernel has to say about a failed context: lines such as `e overlay: …`.
+fn log(context: &OwnedFd) -> String {
+    let mut said = String::new();
+    let mut buffer = [0u8; 1024];
+    while let Ok(count) = rustix::io::read(context, &mut buffer) {
+        if count == 0 || said.len() > 2048 {
+            break;
+        }
+        write!(said, ": {}", String::from_utf8_lossy(&buffer[..count]).trim_end()).expect("a String takes all");
+    }
+    said
+}

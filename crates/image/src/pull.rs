@@ -1,0 +1,473 @@
+//! One pull, from a reference to a recorded image.
+//!
+//! ```text
+//! reference ─ HEAD ─▶ known and whole? ─▶ record the name, done
+//!     └─ manifest (index → this machine's) ─ config ─┬─ layer ┐
+//!                                                    ├─ layer ┼─▶ record (flushed) ─▶ id
+//!                                                    └─ layer ┘
+//! ```
+//! Layers are jobs shared by all pulls that want them at the moment: a job lives as long as one of them
+//! waits, so dropping a pull ends exactly the downloads nobody else needs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use futures::stream::{FuturesUnordered, StreamExt};
+use oci_spec::image::{ImageConfiguration, Os};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::digest::Digest;
+use crate::errors::{Cause, PullError};
+use crate::hosts;
+use crate::images::{Images, Inner, Pins, lock};
+use crate::layers::{LayerError, LayerInfo};
+use crate::manifest::{self, Descriptor, Manifest, ManifestError};
+use crate::records::{ImageId, ImageRecord, LayerRecord};
+use crate::reference::Reference;
+use crate::registry::client::Session;
+use crate::registry::{Credentials, RegistryError, RegistryErrorKind, source};
+use crate::unpack::{Input, LayerSpec, UnpackError};
+
+/// Indexes may list indexes, but nobody needs more steps than this.
+const MAX_INDEX_DEPTH: usize = 4;
+/// Pieces of a download waiting to be unpacked; some tens of kilobytes each.
+const PIECES: usize = 32;
+/// Attempts at a document, and the wait between the first two.
+const DOCUMENT_ATTEMPTS: u32 = 3;
+const DOCUMENT_BACK_OFF: Duration = Duration::from_millis(200);
+
+type Job = BoxFuture<'static, Result<Arc<LayerInfo>, Arc<Cause>>>;
+
+/// The layers being fetched, by blob and diff id: the same blob under two diff ids is two claims, of which
+/// one is wrong.
+#[derive(Default)]
+pub(crate) struct Jobs {
+    running: Mutex<HashMap<(Digest, Digest), WeakShared<Job>>>,
+}
+
+/// What a manifest led to.
+struct Found {
+    /// The digest that the reference itself stands for.
+    resolved: Digest,
+    /// Every document on the way, with its bytes.
+    documents: Vec<(Digest, bytes::Bytes)>,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+impl Images {
+    /// Pulls an image and answers its id. Present and unchanged images cost one small request, which is made
+    /// all the same: the registry decides whether these credentials may have the image.
+    ///
+    /// Cancel safe: dropping the future leaves nothing half-made visible, and ends the downloads that no
+    /// other pull waits for.
+    ///
+    /// # Errors
+    ///
+    /// See [`PullError`]; nothing of the attempt is left.
+    pub async fn pull(&self, reference: &str, auth: Option<Credentials>) -> Result<ImageId, PullError> {
+        let reference: Reference = reference.parse()?;
+        let text = reference.to_string();
+        let fail = |cause: Cause| PullError::of(&text, Arc::new(cause));
+        let session = self.session(&reference, auth).await?;
+        if let Some(id) = self.present(&session, &reference).await? {
+            return Ok(id);
+        }
+        let found = walk(&session).await.map_err(|error| error.of(&text))?;
+        let config = persist(|| session.small_blob(&found.config.digest)).await.map_err(|e| fail(e.into()))?;
+        let (config, specs) = read_config(&found, &config).map_err(|error| error.of(&text))?;
+
+        let mut names: Vec<String> = specs.iter().map(|spec| spec.diff_id.hex().to_owned()).collect();
+        names.extend(specs.iter().map(|spec| spec.blob.hex().to_owned()));
+        names.push(found.config.digest.hex().to_owned());
+        names.extend(found.documents.iter().map(|(digest, _)| digest.hex().to_owned()));
+        let attempt = Arc::new(Attempt::new(self.0.pin(names)));
+        let ended = match self.layers(&session, &specs, &attempt).await {
+            Ok(layers) => self.commit(&reference, found, config, specs, &layers, &attempt).await,
+            Err(cause) => Err(PullError::of(&text, cause)),
+        };
+        if ended.is_err()
+            && let Some(attempt) = Arc::into_inner(attempt)
+        {
+            // With the last holder's end its files are swept; off the runtime's threads, but before the answer.
+            tokio::task::spawn_blocking(move || drop(attempt)).await.map_err(|e| fail(Cause::task("a sweep", e)))?;
+        }
+        ended
+    }
+
+    async fn session(&self, reference: &Reference, auth: Option<Credentials>) -> Result<Arc<Session>, PullError> {
+        let (inner, reference) = (Arc::clone(&self.0), reference.clone());
+        let text = reference.to_string();
+        let name = text.clone();
+        // Reads configuration files and, for a new client, the system's certificates.
+        let opened = tokio::task::spawn_blocking(move || {
+            let endpoints = hosts::endpoints(&inner.config.registry_config_dir, reference.host())
+                .map_err(|source| PullError::Configuration { reference: text.clone(), source })?;
+            Session::new(&inner.clients, endpoints, &reference, auth.as_ref())
+                .map(Arc::new)
+                .map_err(|error| PullError::of_session(&text, error))
+        })
+        .await;
+        opened.unwrap_or_else(|error| Err(PullError::of(&name, Arc::new(Cause::task("the configuration", error)))))
+    }
+
+    /// The short way: the registry says that the reference still means an image that is here.
+    async fn present(&self, session: &Session, reference: &Reference) -> Result<Option<ImageId>, PullError> {
+        if !self.0.knows_repository(reference) {
+            return Ok(None);
+        }
+        let digest = match session.resolve().await {
+            Ok(Some(digest)) => digest,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                return match error.kind {
+                    RegistryErrorKind::NotFound | RegistryErrorKind::Unauthenticated(_) => {
+                        Err(PullError::of(&reference.to_string(), Arc::new(error.into())))
+                    }
+                    // Not every registry answers HEAD; the full way will tell what is wrong.
+                    _ => Ok(None),
+                };
+            }
+        };
+        let Some(image) = self.0.whole_image_of(&digest) else { return Ok(None) };
+        let mut record = image.record.clone();
+        record.tags = reference.tagged().into_iter().collect();
+        record.digests = [reference.digested(&digest)].into();
+        self.record(reference, image.id.clone(), record).await?;
+        Ok(Some(image.id.clone()))
+    }
+
+    /// Brings all layers here, some at a time, the largest first: the last to end decides.
+    async fn layers(
+        &self,
+        session: &Arc<Session>,
+        specs: &[LayerSpec],
+        attempt: &Arc<Attempt>,
+    ) -> Result<Vec<Arc<LayerInfo>>, Arc<Cause>> {
+        let permits = Arc::new(Semaphore::new(self.0.config.max_parallel_downloads.max(1)));
+        let mut order: Vec<&LayerSpec> = specs.iter().collect();
+        order.sort_by_key(|spec| std::cmp::Reverse(spec.size));
+        let mut running: FuturesUnordered<_> = order
+            .into_iter()
+            .map(|spec| self.layer(session, spec.clone(), Arc::clone(&permits), attempt))
+            .collect();
+        let mut done = Vec::with_capacity(specs.len());
+        while let Some(layer) = running.next().await {
+            done.push(layer?);
+        }
+        Ok(done)
+    }
+
+    /// Brings one layer here, or waits for whoever does already.
+    async fn layer(
+        &self,
+        session: &Arc<Session>,
+        spec: LayerSpec,
+        permits: Arc<Semaphore>,
+        attempt: &Arc<Attempt>,
+    ) -> Result<Arc<LayerInfo>, Arc<Cause>> {
+        let key = (spec.blob.clone(), spec.diff_id.clone());
+        if let Some(layer) = self.0.layers.get(spec.diff_id.hex()) {
+            return Ok(layer);
+        }
+        let (job, joined) = {
+            let mut running = lock(&self.0.jobs.running);
+            running.retain(|_, job| job.upgrade().is_some());
+            match running.get(&key).and_then(WeakShared::upgrade) {
+                Some(job) => (job, true),
+                None => {
+                    let job = start(&self.0, session, &spec, &permits, attempt);
+                    running.extend(job.downgrade().map(|weak| (key, weak)));
+                    (job, false)
+                }
+            }
+        };
+        match job.await {
+            // It was fetched with another caller's credentials or from another of the host's mirrors; what
+            // stopped that need not stop us.
+            Err(cause) if joined => {
+                tracing::debug!(layer = %spec.diff_id, %cause, "a shared download failed; trying alone");
+                start(&self.0, session, &spec, &permits, attempt).await
+            }
+            ended => ended,
+        }
+    }
+
+    async fn commit(
+        &self,
+        reference: &Reference,
+        found: Found,
+        config: String,
+        specs: Vec<LayerSpec>,
+        layers: &[Arc<LayerInfo>],
+        attempt: &Arc<Attempt>,
+    ) -> Result<ImageId, PullError> {
+        let text = reference.to_string();
+        let id = ImageId(found.config.digest.clone());
+        let unpacked: u64 = layers.iter().map(|layer| layer.footprint.bytes).sum();
+        let stored: u64 = specs.iter().map(|spec| spec.size).sum();
+        let documents: u64 = found.documents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let record = ImageRecord {
+            tags: reference.tagged().into_iter().collect(),
+            digests: [reference.digested(&found.resolved)].into(),
+            manifests: found.documents.iter().map(|(digest, _)| digest.clone()).collect(),
+            size: unpacked + stored + documents + config.len() as u64,
+            config,
+            layers: specs
+                .into_iter()
+                .map(|LayerSpec { blob, size, diff_id }| LayerRecord { diff_id, blob, size })
+                .collect(),
+            pinned: false,
+        };
+        let (inner, config) = (Arc::clone(&self.0), record.config.clone());
+        let config_digest = id.digest().clone();
+        let stored = tokio::task::spawn_blocking(move || -> Result<(), Cause> {
+            for (digest, bytes) in &found.documents {
+                inner.content.put(&inner.layout, digest, bytes)?;
+            }
+            Ok(inner.content.put(&inner.layout, &config_digest, config.as_bytes())?)
+        })
+        .await
+        .unwrap_or_else(|error| Err(Cause::task("the manifests", error)));
+        stored.map_err(|cause| PullError::of(&text, Arc::new(cause)))?;
+        self.record(reference, id.clone(), record).await?;
+        attempt.succeeded();
+        Ok(id)
+    }
+
+    async fn record(&self, reference: &Reference, id: ImageId, record: ImageRecord) -> Result<(), PullError> {
+        let (inner, text) = (Arc::clone(&self.0), reference.to_string());
+        tokio::task::spawn_blocking(move || inner.record(&id, record))
+            .await
+            .map_err(|error| PullError::of(&text, Arc::new(Cause::task("the record", error))))?
+            .map_err(|source| PullError::Record { reference: text, source })
+    }
+}
+
+/// Holds a pull's parts; when it ends without an image, what nobody else needs goes.
+struct Attempt {
+    pins: Option<Pins>,
+    succeeded: std::sync::atomic::AtomicBool,
+}
+
+impl Attempt {
+    fn new(pins: Pins) -> Attempt {
+        Attempt { pins: Some(pins), succeeded: false.into() }
+    }
+
+    fn succeeded(&self) {
+        self.succeeded.store(true, std::sync::atomic::Ordering::Release);
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let Some(pins) = self.pins.take() else { return };
+        if *self.succeeded.get_mut() {
+            return;
+        }
+        let inner = Arc::clone(pins.inner());
+        let sweep = move || {
+            drop(pins);
+            if let Err(error) = inner.sweep() {
+                tracing::warn!(%error, source = %error.source, "what a failed pull left stays until the next removal");
+            }
+        };
+        // Usually the last holder is a blocking thread or a sweep of its own; a dropped pull is neither.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(sweep)),
+            Err(_) => sweep(),
+        }
+    }
+}
+
+/// A job that others can join.
+fn start(
+    inner: &Arc<Inner>,
+    session: &Arc<Session>,
+    spec: &LayerSpec,
+    permits: &Arc<Semaphore>,
+    attempt: &Arc<Attempt>,
+) -> Shared<Job> {
+    let (inner, session, spec) = (Arc::clone(inner), Arc::clone(session), spec.clone());
+    let (permits, attempt) = (Arc::clone(permits), Arc::clone(attempt));
+    async move {
+        let _permit = permits.acquire_owned().await.expect("the semaphore is never closed");
+        fetch_layer(inner, &session, spec, attempt).await.map_err(Arc::new)
+    }
+    .boxed()
+    .shared()
+}
+
+async fn fetch_layer(
+    inner: Arc<Inner>,
+    session: &Session,
+    spec: LayerSpec,
+    attempt: Arc<Attempt>,
+) -> Result<Arc<LayerInfo>, Cause> {
+    if let Some(layer) = inner.layers.get(spec.diff_id.hex()) {
+        return Ok(layer);
+    }
+    if let Some(layer) = from_content(&inner, &spec, &attempt).await? {
+        return Ok(layer);
+    }
+    let (pieces, input) = mpsc::channel(PIECES);
+    let patience = inner.config.progress_timeout;
+    let unpacking = unpack(inner, spec.clone(), Input::Stream(input), attempt);
+    let fetching = async {
+        let pieces = pieces; // dropped at the end, which is how the unpacking learns of it
+        source::fetch(session, &spec.blob, spec.size, patience, &pieces).await
+    };
+    let (fetched, unpacked) = tokio::join!(fetching, unpacking);
+    match (fetched, unpacked) {
+        (_, Ok(layer)) => Ok(layer),
+        (Err(error), Err(LayerError::Unpack(UnpackError::Cut))) => Err(error.into()),
+        (_, Err(error)) => Err(Cause::layer(&spec.diff_id, error)),
+    }
+}
+
+/// Unpacks from a blob that is here already; `None` when there is none, or it is damaged.
+async fn from_content(
+    inner: &Arc<Inner>,
+    spec: &LayerSpec,
+    attempt: &Arc<Attempt>,
+) -> Result<Option<Arc<LayerInfo>>, Cause> {
+    if !inner.content.has(&spec.blob) {
+        return Ok(None);
+    }
+    let blob = match inner.content.read(&inner.layout, &spec.blob) {
+        Ok(blob) => blob,
+        Err(error) => {
+            tracing::warn!(blob = %spec.blob, %error, "unreadable blob; fetching it again");
+            drop(inner.content.remove(&inner.layout, &spec.blob)?);
+            return Ok(None);
+        }
+    };
+    match unpack(Arc::clone(inner), spec.clone(), Input::File(blob), Arc::clone(attempt)).await {
+        Ok(layer) => Ok(Some(layer)),
+        Err(error @ LayerError::Unpack(UnpackError::Damaged { .. } | UnpackError::Inflate(_) | UnpackError::Cut)) => {
+            tracing::warn!(blob = %spec.blob, %error, "damaged blob; fetching it again");
+            drop(inner.content.remove(&inner.layout, &spec.blob)?);
+            Ok(None)
+        }
+        Err(error) => Err(Cause::layer(&spec.diff_id, error)),
+    }
+}
+
+/// Unpacks on a blocking thread, which holds the attempt: nothing is swept under its feet, and what it
+/// finishes after everybody left is swept behind it.
+async fn unpack(
+    inner: Arc<Inner>,
+    spec: LayerSpec,
+    input: Input,
+    attempt: Arc<Attempt>,
+) -> Result<Arc<LayerInfo>, LayerError> {
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let unpacked = inner.layers.unpack(&inner.layout, &inner.content, &spec, input);
+        drop(attempt);
+        unpacked
+    })
+    .await;
+    unpacked.unwrap_or_else(|error| Err(UnpackError::Thread(error.into()).into()))
+}
+
+/// Why a manifest did not lead to an image.
+enum WalkError {
+    Step(Cause),
+    NotAnImage(String, ManifestError),
+}
+
+impl WalkError {
+    fn of(self, reference: &str) -> PullError {
+        match self {
+            WalkError::Step(cause) => PullError::of(reference, Arc::new(cause)),
+            WalkError::NotAnImage(digest, source) => {
+                PullError::NotAnImage { reference: reference.to_owned(), digest, source }
+            }
+        }
+    }
+}
+
+impl From<RegistryError> for WalkError {
+    fn from(error: RegistryError) -> WalkError {
+        WalkError::Step(error.into())
+    }
+}
+
+/// From the reference through indexes to the manifest for this machine.
+async fn walk(session: &Session) -> Result<Found, WalkError> {
+    let mut documents: Vec<(Digest, bytes::Bytes)> = Vec::new();
+    let mut next: Option<Digest> = None;
+    for _ in 0..MAX_INDEX_DEPTH {
+        let document = persist(|| session.manifest(next.as_ref())).await?;
+        let fault = |error| WalkError::NotAnImage(document.digest.to_string(), error);
+        let parsed = manifest::parse(&document.bytes, &document.media_type).map_err(fault)?;
+        documents.push((document.digest.clone(), document.bytes.clone()));
+        match parsed {
+            Manifest::Image { config, layers } => {
+                let resolved = documents[0].0.clone();
+                return Ok(Found { resolved, documents, config, layers });
+            }
+            Manifest::Index(manifests) => next = Some(manifest::choose(&manifests).map_err(fault)?.digest.clone()),
+        }
+    }
+    let why = ManifestError::Inconsistent(format!("its indexes are nested more than {MAX_INDEX_DEPTH} deep"));
+    Err(WalkError::NotAnImage(documents[0].0.to_string(), why))
+}
+
+/// Checks the config against its digest and its layers against the manifest's.
+fn read_config(found: &Found, bytes: &[u8]) -> Result<(String, Vec<LayerSpec>), WalkError> {
+    let wanted = &found.config.digest;
+    let actual = Digest::of(bytes);
+    if actual != *wanted || bytes.len() as u64 != found.config.size {
+        let why = format!("it has digest {actual} and {} bytes, not {}", bytes.len(), found.config.size);
+        return Err(WalkError::Step(Cause::content(format!("config {wanted}"), why)));
+    }
+    let fault = |error| WalkError::NotAnImage(wanted.to_string(), error);
+    let text = String::from_utf8(bytes.to_vec())
+        .map_err(|error| fault(ManifestError::Syntax(error.to_string())))?;
+    let config: ImageConfiguration =
+        serde_json::from_str(&text).map_err(|error| fault(ManifestError::Syntax(error.to_string())))?;
+    if *config.os() != Os::Linux {
+        return Err(fault(ManifestError::NotAnImage(format!("an image for {}", config.os()))));
+    }
+    let diff_ids = config
+        .rootfs()
+        .diff_ids()
+        .iter()
+        .map(|diff_id| diff_id.parse::<Digest>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| fault(ManifestError::Inconsistent(error.to_string())))?;
+    if diff_ids.len() != found.layers.len() {
+        let why = format!("{} layers in the manifest, {} in the config", found.layers.len(), diff_ids.len());
+        return Err(fault(ManifestError::Inconsistent(why)));
+    }
+    let specs = found
+        .layers
+        .iter()
+        .zip(diff_ids)
+        .map(|(layer, diff_id)| LayerSpec { blob: layer.digest.clone(), size: layer.size, diff_id })
+        .collect();
+    Ok((text, specs))
+}
+
+/// Asks again, a few times, when the failure may pass.
+async fn persist<T, F>(ask: impl Fn() -> F) -> Result<T, RegistryError>
+where
+    F: Future<Output = Result<T, RegistryError>>,
+{
+    let mut back_off = DOCUMENT_BACK_OFF;
+    for _ in 1..DOCUMENT_ATTEMPTS {
+        match ask().await {
+            Err(error) if error.kind.is_passing() => {
+                tracing::info!(%error, ?back_off, "asking the registry again");
+                tokio::time::sleep(back_off).await;
+                back_off *= 4;
+            }
+            ended => return ended,
+        }
+    }
+    ask().await
+}
