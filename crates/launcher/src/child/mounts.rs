@@ -198,6 +198,7 @@ fn existing(root: &Root, path: &str) -> Result<Option<OwnedFd>, Errno> {
 fn empty_directory() -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(&context, c"source", c"tmpfs")?;
+    rustix::mount::fsconfig_set_flag(&context, c"ro")?;
     rustix::mount::fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
