@@ -6,7 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 
 /// One line of /proc/PID/mountinfo.
 #[derive(Debug, Clone)]
@@ -77,6 +78,19 @@ pub fn status_field(pid: i32, field: &str) -> Result<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     Ok(value.with_context(|| format!("{field} of process {pid}"))?.trim().to_owned())
+}
+
+/// Runs `work` on a thread inside a network namespace (`/proc/PID/ns/net`, `/run/netns/NAME`); sockets it makes stay
+/// there and may be used from anywhere.
+pub fn in_network<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let file = fs::File::open(namespace).with_context(|| format!("opening {}", namespace.display()))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            setns(&file, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
+            work()
+        });
+        thread.join().map_err(|_| anyhow!("the thread in {} panicked", namespace.display()))?
+    })
 }
 
 /// The cgroup version that limits processes here. Version 2 mounted beside version 1's controllers counts as 1.

@@ -5,9 +5,9 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use berth_tests::{
-    Node, Options,
+    Options,
     cri::{code_of, sleeper},
     host, on_node, on_node_with,
 };
@@ -16,21 +16,11 @@ use k8s_cri::v1::{
     VersionRequest,
 };
 
-/// Writes another config file beside the node's own and runs the daemon's binary on it until it ends.
-async fn berthd_on(node: &Node, config: &str, arguments: &[&str]) -> Result<(bool, String)> {
-    let path = node.dir().join("other.toml");
-    fs::write(&path, config)?;
-    let path = path.display().to_string();
-    let output = node.berthd(&[&["--config", &path], arguments].concat()).await?;
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    Ok((output.status.success(), text))
-}
-
 #[test]
 fn a_second_daemon_on_the_same_root_refuses_and_says_who_holds_it() {
     on_node_with(Options::without_images(), async |node| {
         let socket = format!("unix://{}/second.sock", node.dir().display());
-        let (status, text) = node.second_daemon(&["--listen", &socket]).await?;
+        let (status, text) = node.berthd(&node.config_file(), &["--listen", &socket]).await?;
         ensure!(!status.success(), "it ran: {text}");
         ensure!(text.contains(&node.pid()?.to_string()), "the holder's pid is not in {text}");
         ensure!(text.contains(&node.root().display().to_string()), "the root is not in {text}");
@@ -44,13 +34,15 @@ fn a_second_daemon_on_the_same_root_refuses_and_says_who_holds_it() {
 fn every_fault_of_a_config_file_is_reported_at_once_with_line_and_key() {
     on_node_with(Options::without_images(), async |node| {
         let faulty = "root = \"relative/path\"\nrooot = \"/x\"\n\n[network]\nipv4_subnet = \"10.0.0.0/99\"\nmtu = \"big\"\n";
-        let (success, text) = berthd_on(node, faulty, &["config"]).await?;
-        ensure!(!success, "it was accepted: {text}");
+        let file = node.dir().join("faulty.toml");
+        fs::write(&file, faulty)?;
+        let (status, text) = node.berthd(&file, &["config"]).await?;
+        ensure!(!status.success(), "it was accepted: {text}");
         for part in ["rooot", "ipv4_subnet", "mtu"] {
             ensure!(text.contains(part), "{part} is not in {text}");
         }
-        for line in ["2", "5", "6"] {
-            ensure!(text.contains(line), "line {line} is not in {text}");
+        for line in ["line 1", "line 2", "line 5", "line 6"] {
+            ensure!(text.contains(line), "{line} is not in {text}");
         }
         Ok(())
     });
@@ -59,9 +51,8 @@ fn every_fault_of_a_config_file_is_reported_at_once_with_line_and_key() {
 #[test]
 fn config_prints_what_is_in_force_and_flags_win() {
     on_node_with(Options::without_images(), async |node| {
-        let output = node.berthd(&["--log-level", "warn", "config"]).await?;
-        let text = String::from_utf8(output.stdout)?;
-        ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        let (status, text) = node.berthd(&node.config_file(), &["--log-level", "warn", "config"]).await?;
+        ensure!(status.success(), "{text}");
         ensure!(text.contains(&format!("root = \"{}\"", node.root().display())), "{text}");
         ensure!(text.contains("log_level = \"warn\""), "{text}");
         ensure!(text.contains(&format!("bridge = \"{}\"", node.bridge())), "{text}");

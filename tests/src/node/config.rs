@@ -24,10 +24,17 @@ pub(super) fn write(
         let text = format!("server = \"http://{own}\"\n");
         put(&certs.join(host).join("hosts.toml"), &text)?;
     }
+    let ipv4 = format!("{}0/{}", slot.ipv4_beginning(), options.ipv4_prefix);
+    let ipv6 = format!("{}/64", slot.ipv6_beginning());
     let cni = dir.join("cni");
     fs::create_dir_all(&cni)?;
     if let Some(conflist) = &options.cni_conflist {
-        put(&cni.join("10-test.conflist"), &conflist.replace("@BRIDGE@", &slot.bridge()))?;
+        let text = conflist
+            .replace("@BRIDGE@", &slot.bridge())
+            .replace("@DIR@", &dir.display().to_string())
+            .replace("@SUBNET4@", &ipv4)
+            .replace("@SUBNET6@", &ipv6);
+        put(&cni.join("10-test.conflist"), &text)?;
     }
     let text = format!(
         r#"root = "{dir}/root"
@@ -43,7 +50,7 @@ bridge = "{bridge}"
 ipv4_subnet = "{ipv4}"
 ipv6_subnet = "{ipv6}"
 cni_conf_dir = "{dir}/cni"
-cni_bin_dirs = ["/usr/lib/cni"]
+cni_bin_dirs = ["{dir}/cni-bin", "/usr/lib/cni"]
 
 [runtime_handlers.runc]
 path = "/usr/sbin/runc"
@@ -55,8 +62,6 @@ path = "/usr/bin/crun"
         binaries = binaries.display(),
         cgroup_root = slot.cgroup_root(),
         bridge = slot.bridge(),
-        ipv4 = slot.ipv4_subnet(),
-        ipv6 = slot.ipv6_subnet(),
         extra = options.extra_config,
     );
     put(&dir.join("berth.toml"), &text)?;

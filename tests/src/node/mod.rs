@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+pub use self::slot::Outside;
 use self::{
     daemon::{Daemon, Launch},
     slot::Slot,
@@ -41,13 +42,16 @@ pub struct Options {
     pub busybox: bool,
     /// Lines for the top of `berth.toml`.
     pub extra_config: String,
-    /// A CNI network, which takes the place of the built-in bridge. `@BRIDGE@` stands for this node's bridge name.
+    /// A CNI network, which takes the place of the built-in bridge. `@BRIDGE@`, `@DIR@`, `@SUBNET4@` and `@SUBNET6@`
+    /// stand for this node's. Plugins are looked for in `DIR/cni-bin`, then among Debian's.
     pub cni_conflist: Option<String>,
+    /// Length of the built-in network's IPv4 prefix.
+    pub ipv4_prefix: u8,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { busybox: true, extra_config: String::new(), cni_conflist: None }
+        Options { busybox: true, extra_config: String::new(), cni_conflist: None, ipv4_prefix: 24 }
     }
 }
 
@@ -146,21 +150,21 @@ impl Node {
         self.start().await
     }
 
-    /// A further daemon on the same configuration, which is expected to end by itself: how it ended, and the log.
-    pub async fn second_daemon(&self, arguments: &[&str]) -> Result<(ExitStatus, String)> {
-        let output = self.berthd(arguments).await?;
+    /// Runs the daemon's binary on a configuration file until it ends by itself: how it ended, and all it wrote.
+    pub async fn berthd(&self, config: &Path, arguments: &[&str]) -> Result<(ExitStatus, String)> {
+        let mut command = tokio::process::Command::new(binaries()?.join("berthd"));
+        command.arg("--config").arg(config).args(arguments).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output())
+            .await
+            .with_context(|| format!("berthd {arguments:?} did not end by itself"))?
+            .context("running berthd")?;
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         Ok((output.status, text))
     }
 
-    /// Runs the daemon's binary with this node's configuration until it ends by itself.
-    pub async fn berthd(&self, arguments: &[&str]) -> Result<std::process::Output> {
-        let mut command = tokio::process::Command::new(binaries()?.join("berthd"));
-        command.arg("--config").arg(self.dir.join("berth.toml")).args(arguments).kill_on_drop(true);
-        tokio::time::timeout(PATIENCE, command.output())
-            .await
-            .with_context(|| format!("berthd {arguments:?} did not end by itself"))?
-            .context("running berthd")
+    /// The node's own configuration.
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("berth.toml")
     }
 
     /// CRI's RuntimeService.
@@ -226,6 +230,16 @@ impl Node {
     /// Host ports that no other test uses.
     pub fn host_ports(&self) -> Range<i32> {
         self.slot.host_ports()
+    }
+
+    /// Addresses for a link to somewhere beyond the node.
+    pub fn outside(&self) -> Outside {
+        self.slot.outside()
+    }
+
+    /// How all addresses of the node's pods begin, IPv4 and IPv6.
+    pub fn address_beginnings(&self) -> [String; 2] {
+        [self.slot.ipv4_beginning(), self.slot.ipv6_beginning()]
     }
 
     /// The daemon's process id.

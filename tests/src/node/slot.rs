@@ -8,6 +8,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
+/// Addresses of a link to somewhere else: the host's end, then the other.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    pub ipv4: [String; 2],
+    pub ipv6: [String; 2],
+}
+
 /// One of 200 places on this machine, held by a lock that the kernel drops with the test's process.
 #[derive(Debug)]
 pub(crate) struct Slot {
@@ -43,12 +50,20 @@ impl Slot {
         self.tag()
     }
 
-    pub(crate) fn ipv4_subnet(&self) -> String {
-        format!("10.213.{}.0/24", self.number)
+    pub(crate) fn ipv4_beginning(&self) -> String {
+        format!("10.213.{}.", self.number)
     }
 
-    pub(crate) fn ipv6_subnet(&self) -> String {
-        format!("fd00:be27:{:x}::/64", self.number)
+    pub(crate) fn ipv6_beginning(&self) -> String {
+        format!("fd00:be27:{:x}::", self.number)
+    }
+
+    /// Two addresses beyond the node, for a test that needs an outside: a /30 and a /126, host's end first.
+    pub(crate) fn outside(&self) -> Outside {
+        Outside {
+            ipv4: [1, 2].map(|host| format!("100.64.{}.{host}", self.number)),
+            ipv6: [1, 2].map(|host| format!("fd00:be28:{:x}::{host}", self.number)),
+        }
     }
 
     /// Parent of all cgroups of this node's pods, in every hierarchy.

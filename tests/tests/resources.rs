@@ -1,0 +1,153 @@
+//! Limits as the kernel has them, and what happens at their edge.
+
+use anyhow::ensure;
+use berth_tests::{
+    cri::{resources, script, sleeper},
+    host, on_node,
+};
+use k8s_cri::v1::{ContainerState, HugepageLimit, LinuxContainerResources};
+
+const MIB: i64 = 1 << 20;
+
+#[test]
+fn cpu_memory_pids_and_cpuset_reach_the_kernel_and_the_status() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        let mut config = sleeper("main");
+        *resources(&mut config) = LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpu_shares: 512,
+            memory_limit_in_bytes: 64 * MIB,
+            memory_swap_limit_in_bytes: 64 * MIB,
+            oom_score_adj: 900,
+            cpuset_cpus: "0".to_owned(),
+            cpuset_mems: "0".to_owned(),
+            ..LinuxContainerResources::default()
+        };
+        let asked = resources(&mut config).clone();
+        let container = pod.run(config).await?;
+        let pid = container.pid()?;
+        let value = |controller: &str, v1: &str, v2: &str| host::cgroup_value(pid, controller, v1, v2);
+        ensure!(value("memory", "memory.limit_in_bytes", "memory.max")? == (64 * MIB).to_string());
+        ensure!(value("cpuset", "cpuset.cpus", "cpuset.cpus")? == "0");
+        if host::cgroup_version() == 1 {
+            ensure!(value("cpu", "cpu.cfs_quota_us", "")? == "50000");
+            ensure!(value("cpu", "cpu.cfs_period_us", "")? == "100000");
+            ensure!(value("cpu", "cpu.shares", "")? == "512");
+        } else {
+            ensure!(value("cpu", "", "cpu.max")? == "50000 100000");
+            let weight: u32 = value("cpu", "", "cpu.weight")?.parse()?;
+            ensure!((15..=80).contains(&weight), "{weight}");
+            ensure!(value("memory", "", "memory.swap.max")? == "0");
+        }
+        ensure!(std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim() == "900");
+        // kubelet computes milliCPU back from the shares, so these must be the ones it gave.
+        let reported = container.status().await?.resources.and_then(|resources| resources.linux);
+        let reported = reported.unwrap_or_default();
+        ensure!(reported.cpu_shares == asked.cpu_shares && reported.cpu_quota == asked.cpu_quota);
+        ensure!(reported.memory_limit_in_bytes == asked.memory_limit_in_bytes, "{reported:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn zero_means_unlimited() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        let container = pod.run(sleeper("main")).await?;
+        let limit = host::cgroup_value(container.pid()?, "memory", "memory.limit_in_bytes", "memory.max")?;
+        ensure!(limit == "max" || limit.parse::<u64>()? > 1 << 50, "{limit}");
+        Ok(())
+    });
+}
+
+#[test]
+fn hugepage_limits_of_sizes_the_host_lacks_do_no_harm() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        let mut config = sleeper("main");
+        resources(&mut config).hugepage_limits = ["2MB", "1GB", "64KB"]
+            .map(|size| HugepageLimit { page_size: size.to_owned(), limit: 0 })
+            .to_vec();
+        pod.run(config).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_unified_keys_win_on_version_2() {
+    on_node(async |node| {
+        if host::cgroup_version() == 1 {
+            // kubelet sends no such keys there.
+            return Ok(());
+        }
+        let pod = node.run_pod(node.pod("web")).await?;
+        let mut config = sleeper("main");
+        let wanted = resources(&mut config);
+        wanted.memory_limit_in_bytes = 64 * MIB;
+        wanted.unified.insert("memory.high".to_owned(), (32 * MIB).to_string());
+        wanted.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+        let container = pod.run(config).await?;
+        let pid = container.pid()?;
+        ensure!(host::cgroup_value(pid, "memory", "", "memory.high")? == (32 * MIB).to_string());
+        ensure!(host::cgroup_value(pid, "memory", "", "memory.oom.group")? == "1");
+        Ok(())
+    });
+}
+
+fn limited(name: &str, text: &str, memory: i64) -> k8s_cri::v1::ContainerConfig {
+    let mut config = script(name, text);
+    let limits = resources(&mut config);
+    limits.memory_limit_in_bytes = memory;
+    limits.memory_swap_limit_in_bytes = memory;
+    config
+}
+
+#[test]
+fn a_container_that_runs_out_of_memory_is_oom_killed() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        // The one killed is a child; its parent ends with what the child left.
+        let hungry = "dd if=/dev/zero of=/dev/null bs=40M count=1 2>/dev/null; exit $?";
+        let status = pod.run(limited("main", hungry, 15 * MIB)).await?.wait_exited().await?;
+        ensure!(status.state() == ContainerState::ContainerExited, "{status:?}");
+        ensure!(status.reason == "OOMKilled" && status.exit_code == 137, "{status:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_exit_without_a_kill_is_not_called_one() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        let status = pod.run(limited("main", "exit 137", 15 * MIB)).await?.wait_exited().await?;
+        ensure!(status.reason == "Error" && status.exit_code == 137, "{status:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_container_with_four_mebibytes_starts() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        let status = pod.run(limited("main", "exit 0", 4 * MIB)).await?.wait_exited().await?;
+        ensure!(status.exit_code == 0 && status.reason == "Completed", "{status:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn exec_counts_against_the_containers_limits() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        let mut config = sleeper("main");
+        resources(&mut config).memory_limit_in_bytes = 15 * MIB;
+        resources(&mut config).memory_swap_limit_in_bytes = 15 * MIB;
+        let container = pod.run(config).await?;
+        let done = container.exec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"]).await?;
+        ensure!(done.code == 137, "{done:?}");
+        ensure!(container.sh("echo alive").await? == "alive\n");
+        Ok(())
+    });
+}
