@@ -40,7 +40,13 @@ impl Content {
     }
 
     /// Puts a checked blob in its place. The caller has synced its content.
-    pub(crate) fn commit(&self, layout: &Layout, temp: Temp, digest: &Digest, size: u64) -> Result<(), DiskError> {
+    pub(crate) fn commit(
+        &self,
+        layout: &Layout,
+        temp: Temp,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<(), DiskError> {
         temp.commit(&layout.blob(digest))?;
         self.lock().insert(digest.clone(), size);
         Ok(())
@@ -80,7 +86,10 @@ impl Content {
 
     pub(crate) fn size(&self) -> Size {
         let sizes = self.lock();
-        Size { bytes: sizes.values().map(|size| size.next_multiple_of(PAGE)).sum(), inodes: sizes.len() as u64 }
+        Size {
+            bytes: sizes.values().map(|size| size.next_multiple_of(PAGE)).sum(),
+            inodes: sizes.len() as u64,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, u64>> {

@@ -192,7 +192,8 @@ fn parse(path: &Path, text: &str, host: &str) -> Result<Vec<Endpoint>, HostsErro
 
 impl HostSection {
     fn endpoint(&self, path: &Path, server: &str, host: &str) -> Result<Endpoint, HostsError> {
-        let fault = |key: &str, why: String| HostsError::Value { path: path.to_owned(), key: key.to_owned(), why };
+        let fault =
+            |key: &str, why: String| HostsError::Value { path: path.to_owned(), key: key.to_owned(), why };
         let spelled = if server.contains("://") {
             server.to_owned()
         } else if is_loopback(server.split('/').next().unwrap_or(server)) {
@@ -262,14 +263,15 @@ impl HostSection {
     }
 
     fn headers(&self, path: &Path) -> Result<HeaderMap, HostsError> {
-        let fault = |key: &str, why: String| HostsError::Value { path: path.to_owned(), key: key.to_owned(), why };
+        let fault =
+            |key: &str, why: String| HostsError::Value { path: path.to_owned(), key: key.to_owned(), why };
         let mut headers = HeaderMap::new();
         for (name, values) in &self.header {
             let header = HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| fault(name, "not a header name".to_owned()))?;
             for value in values.values() {
-                let value = HeaderValue::from_str(value)
-                    .map_err(|_| fault(name, "not a header value".to_owned()))?;
+                let value =
+                    HeaderValue::from_str(value).map_err(|_| fault(name, "not a header value".to_owned()))?;
                 headers.append(header.clone(), value);
             }
         }
@@ -363,7 +365,10 @@ mod tests {
             fs::write(dir.path().join(folder).join("hosts.toml"), format!("server = {server:?}")).unwrap();
         }
         assert_eq!(endpoints(dir.path(), "q.example").unwrap()[0].url.as_str(), "https://any.example/v2");
-        assert_eq!(endpoints(dir.path(), "r.example:5000").unwrap()[0].url.as_str(), "https://port.example/v2");
+        assert_eq!(
+            endpoints(dir.path(), "r.example:5000").unwrap()[0].url.as_str(),
+            "https://port.example/v2"
+        );
     }
 
     #[test]

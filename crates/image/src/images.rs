@@ -349,7 +349,9 @@ impl Inner {
     /// Whether anything of this repository was pulled before.
     pub(crate) fn knows_repository(&self, reference: &Reference) -> bool {
         let prefix = format!("{}@", reference.name());
-        self.images().values().any(|image| image.record.digests.iter().any(|digest| digest.starts_with(&prefix)))
+        self.images()
+            .values()
+            .any(|image| image.record.digests.iter().any(|digest| digest.starts_with(&prefix)))
     }
 
     /// Records an image: durable and visible when this returns. A tag moves here from whichever image had it.

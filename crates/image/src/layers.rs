@@ -95,9 +95,7 @@ impl Layers {
         let building = Building::begin(layout)?;
         let blob = matches!(input, Input::Stream(_)).then(|| layout.temp());
         let store = match &blob {
-            Some(temp) => {
-                Some(File::create_new(temp.path()).map_err(DiskError::new("create", temp.path()))?)
-            }
+            Some(temp) => Some(File::create_new(temp.path()).map_err(DiskError::new("create", temp.path()))?),
             None => None,
         };
         let footprint = unpack::layer(spec, input, store, open_dir(&building.fs())?)?;
@@ -156,7 +154,8 @@ impl Building {
         let fs = building.fs();
         DirBuilder::new().recursive(true).mode(0o755).create(&fs).map_err(DiskError::new("make", &fs))?;
         // Whatever the umask: this is the image's root directory when no layer describes it.
-        fs::set_permissions(&fs, Permissions::from_mode(0o755)).map_err(DiskError::new("set the mode of", &fs))?;
+        fs::set_permissions(&fs, Permissions::from_mode(0o755))
+            .map_err(DiskError::new("set the mode of", &fs))?;
         Ok(building)
     }
 
@@ -166,7 +165,8 @@ impl Building {
 
     pub(crate) fn describe(&self, info: &LayerInfo) -> Result<(), DiskError> {
         let path = self.temp.path().join(DESCRIPTION);
-        let text = serde_json::to_vec(info).map_err(|error| DiskError::new("describe", &path)(error.into()))?;
+        let text =
+            serde_json::to_vec(info).map_err(|error| DiskError::new("describe", &path)(error.into()))?;
         fs::write(&path, text).map_err(DiskError::new("write", path))
     }
 

@@ -35,10 +35,7 @@ pub struct DiskError {
 }
 
 impl DiskError {
-    pub(crate) fn new(
-        step: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> DiskError {
+    pub(crate) fn new(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DiskError {
         let path = path.into();
         move |source| DiskError { step, path, source }
     }
@@ -57,7 +54,11 @@ impl Layout {
         let layout = Layout { root: root.to_owned(), made: AtomicU64::new(0) };
         discard(&layout.tmp())?;
         for dir in [layout.tmp(), layout.content(), layout.layers(), layout.snapshots()] {
-            DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(DiskError::new("make", &dir))?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .map_err(DiskError::new("make", &dir))?;
         }
         Ok(layout)
     }
@@ -136,7 +137,8 @@ impl Drop for Temp {
     }
 }
 
-fn discard(path: &Path) -> Result<(), DiskError> {
+/// Removes a file or a whole tree. Absent is fine.
+pub(crate) fn discard(path: &Path) -> Result<(), DiskError> {
     let name = CString::new(path.as_os_str().as_bytes())
         .map_err(|error| DiskError::new("remove", path)(error.into()))?;
     tree::remove(CWD, &name).map_err(|errno| DiskError::new("remove", path)(errno.into()))

@@ -64,10 +64,7 @@ pub(crate) struct Platform {
 /// What a document turned out to be.
 #[derive(Debug)]
 pub(crate) enum Manifest {
-    Image {
-        config: Descriptor,
-        layers: Vec<Descriptor>,
-    },
+    Image { config: Descriptor, layers: Vec<Descriptor> },
     Index(Vec<Descriptor>),
 }
 
@@ -95,13 +92,19 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str) -> Result<Manifest, Manife
     let media_type = if document.media_type.is_empty() { content_type } else { &document.media_type };
     // One document must not be an image to one reader and an index to another.
     match (document.config, document.layers, document.manifests) {
-        (Some(config), layers, None) if !media_type.contains("index") && !media_type.contains("manifest.list") => {
+        (Some(config), layers, None)
+            if !media_type.contains("index") && !media_type.contains("manifest.list") =>
+        {
             let layers = layers.unwrap_or_default();
             if let Some(layer) = layers.iter().find(|layer| layer.media_type.contains("+encrypted")) {
                 return Err(ManifestError::NotAnImage(format!("encrypted ({})", layer.media_type)));
             }
             if !is_image_config(&config.media_type) {
-                let what = if document.artifact_type.is_empty() { config.media_type } else { document.artifact_type };
+                let what = if document.artifact_type.is_empty() {
+                    config.media_type
+                } else {
+                    document.artifact_type
+                };
                 return Err(ManifestError::NotAnImage(what));
             }
             Ok(Manifest::Image { config, layers })
@@ -147,10 +150,13 @@ pub(crate) fn choose(manifests: &[Descriptor]) -> Result<&Descriptor, ManifestEr
     let best = manifests
         .iter()
         .enumerate()
-        .filter_map(|(at, descriptor)| rank(descriptor).map(|rank| ((Reverse(rank), Reverse(at)), descriptor)))
+        .filter_map(|(at, descriptor)| {
+            rank(descriptor).map(|rank| ((Reverse(rank), Reverse(at)), descriptor))
+        })
         .max_by_key(|(order, _)| *order);
     best.map(|(_, descriptor)| descriptor).ok_or_else(|| {
-        let mut has: Vec<String> = manifests.iter().filter_map(|d| d.platform.as_ref()).map(Platform::text).collect();
+        let mut has: Vec<String> =
+            manifests.iter().filter_map(|d| d.platform.as_ref()).map(Platform::text).collect();
         has.truncate(20);
         let has = if has.is_empty() { "nothing".to_owned() } else { has.join(", ") };
         ManifestError::NoPlatform { wanted: format!("linux/{architecture}"), has }
@@ -173,7 +179,11 @@ mod tests {
             media_type: MANIFEST_TYPES[0].into(),
             digest: Digest::of(mark.as_bytes()),
             size: 1,
-            platform: Some(Platform { os: os.into(), architecture: architecture.into(), variant: variant.into() }),
+            platform: Some(Platform {
+                os: os.into(),
+                architecture: architecture.into(),
+                variant: variant.into(),
+            }),
         }
     }
 
@@ -197,17 +207,23 @@ mod tests {
     #[test]
     fn what_is_no_image_is_refused_with_its_kind() {
         let digest = Digest::of(b"x");
-        let config = |media_type: &str| format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":1}}"#);
+        let config =
+            |media_type: &str| format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":1}}"#);
         let helm = format!(
             r#"{{"schemaVersion":2,"config":{},"layers":[]}}"#,
             config("application/vnd.cncf.helm.config.v1+json")
         );
-        assert!(matches!(parse(helm.as_bytes(), ""), Err(ManifestError::NotAnImage(what)) if what.contains("helm")));
+        assert!(
+            matches!(parse(helm.as_bytes(), ""), Err(ManifestError::NotAnImage(what)) if what.contains("helm"))
+        );
         assert!(matches!(parse(br#"{"schemaVersion":1}"#, ""), Err(ManifestError::SchemaOne)));
         let both = format!(r#"{{"schemaVersion":2,"config":{},"layers":[],"manifests":[]}}"#, config(""));
         assert!(matches!(parse(both.as_bytes(), ""), Err(ManifestError::Inconsistent(_))));
         let disguised = format!(r#"{{"schemaVersion":2,"config":{},"layers":[]}}"#, config(""));
-        assert!(matches!(parse(disguised.as_bytes(), MANIFEST_TYPES[1]), Err(ManifestError::Inconsistent(_))));
+        assert!(matches!(
+            parse(disguised.as_bytes(), MANIFEST_TYPES[1]),
+            Err(ManifestError::Inconsistent(_))
+        ));
         assert!(parse(disguised.as_bytes(), MANIFEST_TYPES[2]).is_ok());
     }
 }

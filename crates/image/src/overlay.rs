@@ -58,14 +58,17 @@ impl Overlay<'_> {
         match self.mount_new() {
             Err(error) if error.source.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                 // Of two errors the first is about what is really wrong, unless the kernel is that old.
-                self.mount_old().map_err(|old| if old.source.raw_os_error() == error.source.raw_os_error() { error } else { old })
+                self.mount_old().map_err(|old| {
+                    if old.source.raw_os_error() == error.source.raw_os_error() { error } else { old }
+                })
             }
             other => other,
         }
     }
 
     fn mount_new(&self) -> Result<OwnedFd, OverlayError> {
-        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(OverlayError::new("open overlayfs"))?;
+        let context =
+            fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(OverlayError::new("open overlayfs"))?;
         let mut held = Vec::new();
         let mut set = |key: &str, path: &Path| -> Result<(), OverlayError> {
             let value = if path.as_os_str().len() <= MAX_VALUE {
@@ -125,7 +128,8 @@ impl Overlay<'_> {
     }
 
     fn mount_in_namespace(&self) -> Result<OwnedFd, OverlayError> {
-        let nix = |step| move |errno: nix::Error| OverlayError { step, said: String::new(), source: errno.into() };
+        let nix =
+            |step| move |errno: nix::Error| OverlayError { step, said: String::new(), source: errno.into() };
         // One page holds all options of the old call; names in a folder of handles are a few bytes each.
         let mut held = Vec::new();
         let mut handle = |path: &Path| -> Result<String, OverlayError> {
@@ -175,7 +179,8 @@ fn log(context: &OwnedFd) -> String {
         if count == 0 || said.len() > 2048 {
             break;
         }
-        write!(said, ": {}", String::from_utf8_lossy(&buffer[..count]).trim_end()).expect("a String takes all");
+        write!(said, ": {}", String::from_utf8_lossy(&buffer[..count]).trim_end())
+            .expect("a String takes all");
     }
     said
 }

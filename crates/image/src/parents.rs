@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{
-    FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod, fchown, fsetxattr,
-    fstat, futimens, getxattr, listxattr, mkdirat, openat,
+    FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, fchmod, fchown,
+    fsetxattr, fstat, futimens, getxattr, listxattr, mkdirat, openat,
 };
 use rustix::io::Errno;
 
@@ -64,7 +64,9 @@ pub(crate) fn stack(layout: &Layout, layers: &Layers, diff_ids: &[Digest]) -> Re
     }
     let building = Building::begin(layout)?;
     let made = stack.build(&building.fs(), &wanted).map_err(|(path, errno)| {
-        DiskError::new("make the directory", building.fs().join(OsStr::from_bytes(path.as_bytes())))(errno.into())
+        DiskError::new("make the directory", building.fs().join(OsStr::from_bytes(path.as_bytes())))(
+            errno.into(),
+        )
     })?;
     let footprint = Footprint { bytes: made * 4096, inodes: made, ..Footprint::default() };
     building.describe(&LayerInfo { footprint })?;
@@ -149,7 +151,11 @@ impl Stack {
     }
 
     /// Makes the wanted directories, and those above them, with the attributes the image should show.
-    fn build(&self, fs: &std::path::Path, wanted: &BTreeMap<LayerPath, OwnedFd>) -> Result<u64, (LayerPath, Errno)> {
+    fn build(
+        &self,
+        fs: &std::path::Path,
+        wanted: &BTreeMap<LayerPath, OwnedFd>,
+    ) -> Result<u64, (LayerPath, Errno)> {
         let fault = |path: &LayerPath| {
             let path = path.clone();
             move |errno| (path, errno)
@@ -175,10 +181,12 @@ impl Stack {
         }
         for path in all.iter().rev() {
             let found = self.source(path);
-            let shown = || self.0.iter().find_map(|level| match level.look(path).0 {
-                Found::Directory(dir) => Some(dir),
-                _ => None,
-            });
+            let shown = || {
+                self.0.iter().find_map(|level| match level.look(path).0 {
+                    Found::Directory(dir) => Some(dir),
+                    _ => None,
+                })
+            };
             if let Some(from) = found.or_else(shown) {
                 open(path).and_then(|dir| copy_attributes(&from, &dir)).map_err(fault(path))?;
             }
@@ -197,7 +205,8 @@ impl Level {
             let Ok(next) = openat(&at, OsStr::from_bytes(component), flags, Mode::empty()) else {
                 return (Found::Absent, opaque);
             };
-            let file_type = fstat(&next).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode));
+            let file_type =
+                fstat(&next).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode));
             if file_type != FileType::Directory {
                 return (Found::Other(file_type), true);
             }

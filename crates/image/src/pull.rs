@@ -76,7 +76,8 @@ impl Images {
             return Ok(id);
         }
         let found = walk(&session).await.map_err(|error| error.of(&text))?;
-        let config = persist(|| session.small_blob(&found.config.digest)).await.map_err(|e| fail(e.into()))?;
+        let config =
+            persist(|| session.small_blob(&found.config.digest)).await.map_err(|e| fail(e.into()))?;
         let (config, specs) = read_config(&found, &config).map_err(|error| error.of(&text))?;
 
         let mut names: Vec<String> = specs.iter().map(|spec| spec.diff_id.hex().to_owned()).collect();
@@ -92,12 +93,18 @@ impl Images {
             && let Some(attempt) = Arc::into_inner(attempt)
         {
             // With the last holder's end its files are swept; off the runtime's threads, but before the answer.
-            tokio::task::spawn_blocking(move || drop(attempt)).await.map_err(|e| fail(Cause::task("a sweep", e)))?;
+            tokio::task::spawn_blocking(move || drop(attempt))
+                .await
+                .map_err(|e| fail(Cause::task("a sweep", e)))?;
         }
         ended
     }
 
-    async fn session(&self, reference: &Reference, auth: Option<Credentials>) -> Result<Arc<Session>, PullError> {
+    async fn session(
+        &self,
+        reference: &Reference,
+        auth: Option<Credentials>,
+    ) -> Result<Arc<Session>, PullError> {
         let (inner, reference) = (Arc::clone(&self.0), reference.clone());
         let text = reference.to_string();
         let name = text.clone();
@@ -110,7 +117,9 @@ impl Images {
                 .map_err(|error| PullError::of_session(&text, error))
         })
         .await;
-        opened.unwrap_or_else(|error| Err(PullError::of(&name, Arc::new(Cause::task("the configuration", error)))))
+        opened.unwrap_or_else(|error| {
+            Err(PullError::of(&name, Arc::new(Cause::task("the configuration", error))))
+        })
     }
 
     /// The short way: the registry says that the reference still means an image that is here.
@@ -347,7 +356,11 @@ async fn from_content(
     };
     match unpack(Arc::clone(inner), spec.clone(), Input::File(blob), Arc::clone(attempt)).await {
         Ok(layer) => Ok(Some(layer)),
-        Err(error @ LayerError::Unpack(UnpackError::Damaged { .. } | UnpackError::Inflate(_) | UnpackError::Cut)) => {
+        Err(
+            error @ LayerError::Unpack(
+                UnpackError::Damaged { .. } | UnpackError::Inflate(_) | UnpackError::Cut,
+            ),
+        ) => {
             tracing::warn!(blob = %spec.blob, %error, "damaged blob; fetching it again");
             drop(inner.content.remove(&inner.layout, &spec.blob)?);
             Ok(None)
@@ -410,7 +423,9 @@ async fn walk(session: &Session) -> Result<Found, WalkError> {
                 let resolved = documents[0].0.clone();
                 return Ok(Found { resolved, documents, config, layers });
             }
-            Manifest::Index(manifests) => next = Some(manifest::choose(&manifests).map_err(fault)?.digest.clone()),
+            Manifest::Index(manifests) => {
+                next = Some(manifest::choose(&manifests).map_err(fault)?.digest.clone())
+            }
         }
     }
     let why = ManifestError::Inconsistent(format!("its indexes are nested more than {MAX_INDEX_DEPTH} deep"));
@@ -426,8 +441,8 @@ fn read_config(found: &Found, bytes: &[u8]) -> Result<(String, Vec<LayerSpec>), 
         return Err(WalkError::Step(Cause::content(format!("config {wanted}"), why)));
     }
     let fault = |error| WalkError::NotAnImage(wanted.to_string(), error);
-    let text = String::from_utf8(bytes.to_vec())
-        .map_err(|error| fault(ManifestError::Syntax(error.to_string())))?;
+    let text =
+        String::from_utf8(bytes.to_vec()).map_err(|error| fault(ManifestError::Syntax(error.to_string())))?;
     let config: ImageConfiguration =
         serde_json::from_str(&text).map_err(|error| fault(ManifestError::Syntax(error.to_string())))?;
     if *config.os() != Os::Linux {

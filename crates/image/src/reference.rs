@@ -103,9 +103,10 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Reference, ReferenceError> {
         let fault = |why| ReferenceError::Invalid { text: text.to_owned(), why };
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => {
-                (rest, Some(digest.parse::<Digest>().map_err(|_| fault("the digest is not a sha256 digest"))?))
-            }
+            Some((rest, digest)) => (
+                rest,
+                Some(digest.parse::<Digest>().map_err(|_| fault("the digest is not a sha256 digest"))?),
+            ),
             None => (text, None),
         };
         // A colon after the last slash starts the tag; an earlier one starts the host's port.
@@ -271,7 +272,10 @@ mod tests {
         let reference: Reference = format!("busybox:1@sha256:{HEX}").parse().unwrap();
         assert_eq!(reference.selector(), format!("sha256:{HEX}"));
         assert_eq!(reference.tagged(), None);
-        assert_eq!("busybox".parse::<Reference>().unwrap().tagged().unwrap(), "docker.io/library/busybox:latest");
+        assert_eq!(
+            "busybox".parse::<Reference>().unwrap().tagged().unwrap(),
+            "docker.io/library/busybox:latest"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::layout::{DiskError, Layout, Temp, names, open_dir};
+use crate::layout::{DiskError, Layout, Temp, discard, names, open_dir};
 use crate::overlay::{Overlay, OverlayError};
 use crate::tree::{self, Size};
 
@@ -153,7 +153,7 @@ impl Snapshot {
         if boot != self.description.boot {
             return Err(MountError::LostAtReboot { id: self.id.clone() });
         }
-        fs::remove_dir(mark).map_err(self.disk("remove", mark))
+        discard(mark).map_err(|source| MountError::Disk { id: self.id.clone(), source })
     }
 
     fn disk(&self, step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MountError {
@@ -305,9 +305,7 @@ impl Snapshots {
 }
 
 fn fill(dir: &Path, description: &Description, (mode, uid, gid): (u32, u32, u32)) -> Result<(), DiskError> {
-    let make = |path: &Path| {
-        DirBuilder::new().mode(0o700).create(path).map_err(DiskError::new("make", path))
-    };
+    let make = |path: &Path| DirBuilder::new().mode(0o700).create(path).map_err(DiskError::new("make", path));
     let (upper, work) = (dir.join("upper"), dir.join("work"));
     make(dir)?;
     make(&work)?;
@@ -315,7 +313,8 @@ fn fill(dir: &Path, description: &Description, (mode, uid, gid): (u32, u32, u32)
     if (uid, gid) != (0, 0) {
         chown(&upper, Some(uid), Some(gid)).map_err(DiskError::new("set the owner of", &upper))?;
     }
-    fs::set_permissions(&upper, Permissions::from_mode(mode)).map_err(DiskError::new("set the mode of", &upper))?;
+    fs::set_permissions(&upper, Permissions::from_mode(mode))
+        .map_err(DiskError::new("set the mode of", &upper))?;
     let path = dir.join(DESCRIPTION);
     let text =
         serde_json::to_vec(description).map_err(|error| DiskError::new("describe", &path)(error.into()))?;

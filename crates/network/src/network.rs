@@ -116,12 +116,20 @@ impl Network {
         self.inner.status()
     }
 
-    /// Waits until [`status`](Self::status) says something else than when this was called.
-    pub async fn status_changed(&self) {
+    /// Waits until the status is as `wanted`, and gives it. Does not wait when it is so already; may wait for ever, so
+    /// put a deadline around it.
+    pub async fn status_until(&self, wanted: impl Fn(&NetworkStatus) -> bool) -> NetworkStatus {
         let mut state = self.inner.view.state.clone();
-        // The watcher's end means that nothing changes any more.
-        if state.changed().await.is_err() {
-            std::future::pending().await
+        loop {
+            state.mark_unchanged();
+            let status = self.inner.status();
+            if wanted(&status) {
+                return status;
+            }
+            // The watcher's end means that nothing changes any more.
+            if state.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 

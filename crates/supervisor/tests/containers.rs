@@ -5,6 +5,7 @@ mod common;
 use common::*;
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use berth_cri::berth::v1::PodSetup;
@@ -350,13 +351,16 @@ async fn no_signal_but_sigkill_ends_a_supervisor_and_its_file_cannot_be_written(
     pod.supervisor.state().await.unwrap();
     assert_eq!(status(pid.as_raw(), "Name").as_deref(), Some("berth-pod"));
     assert_eq!(nix::unistd::getsid(Some(pid)).unwrap(), pid);
-    let refused = fs::File::options().write(true).open(format!("/proc/{pid}/exe")).unwrap_err();
-    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    let own_program = fs::File::open(format!("/proc/{pid}/exe")).unwrap();
     let socket = std::os::unix::fs::PermissionsExt::mode(
         &fs::metadata(pod.dir().join("control.sock")).unwrap().permissions(),
     );
     assert_eq!(socket & 0o777, 0o600);
     pod.finish().await;
+    // A container that has got hold of its supervisor's program waits until nobody runs it, and writes (CVE-2019-5736).
+    let path = format!("/proc/self/fd/{}", own_program.as_raw_fd());
+    let refused = fs::File::options().write(true).open(path).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
 }
 
 #[tokio::test]

@@ -119,7 +119,10 @@ pub(crate) fn challenges<'a>(headers: impl Iterator<Item = &'a str>) -> Vec<Chal
     for header in headers {
         for (scheme, parameters) in split_challenges(header) {
             let parameter = |name: &str| {
-                parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone())
+                parameters
+                    .iter()
+                    .find(|(key, _)| key.eq_ignore_ascii_case(name))
+                    .map(|(_, value)| value.clone())
             };
             if scheme.eq_ignore_ascii_case("basic") {
                 found.push(Challenge::Basic);
@@ -211,7 +214,8 @@ pub(crate) async fn fetch_token(
         source,
     };
     let protocol = |why: &str| fault(RegistryErrorKind::Protocol(why.to_owned()), None);
-    let mut url = Url::parse(realm).map_err(|_| protocol("the registry names a token server that is no URL"))?;
+    let mut url =
+        Url::parse(realm).map_err(|_| protocol("the registry names a token server that is no URL"))?;
     if registry.scheme() == "https" && url.scheme() != "https" && *secret != Secret::Anonymous {
         return Err(protocol("refusing to send credentials to a token server in plain HTTP"));
     }
@@ -240,15 +244,18 @@ pub(crate) async fn fetch_token(
                 query.append_pair("scope", scope);
             }
             match other {
-                Secret::Basic { username, password } => client
-                    .get(url)
-                    .header(reqwest::header::AUTHORIZATION, basic(username, password)),
+                Secret::Basic { username, password } => {
+                    client.get(url).header(reqwest::header::AUTHORIZATION, basic(username, password))
+                }
                 _ => client.get(url),
             }
         }
     };
     let answer = request.timeout(TOKEN_TIMEOUT).send().await.map_err(|error| {
-        fault(RegistryErrorKind::Unavailable("the token server cannot be reached".to_owned()), Some(error.without_url()))
+        fault(
+            RegistryErrorKind::Unavailable("the token server cannot be reached".to_owned()),
+            Some(error.without_url()),
+        )
     })?;
     let status = answer.status();
     let body = super::client::bounded_body(answer, MAX_TOKEN_ANSWER, TOKEN_TIMEOUT)
@@ -258,7 +265,9 @@ pub(crate) async fn fetch_token(
         let detail = super::client::error_detail(&body);
         // A token server answers 400 to credentials it does not like, as OAuth asks.
         let kind = match status {
-            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND => RegistryErrorKind::Unauthenticated(format!("{status}: {detail}")),
+            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND => {
+                RegistryErrorKind::Unauthenticated(format!("{status}: {detail}"))
+            }
             status => RegistryErrorKind::of_status(status, &detail),
         };
         return Err(fault(kind, None));
@@ -307,14 +316,16 @@ mod tests {
                 Challenge::Basic
             ]
         );
-        for odd in ["", ",,,", "=", "Bearer", "Bearer realm", "Bearer realm=\"", "Bearer =,=", "\"", " = = "] {
+        for odd in ["", ",,,", "=", "Bearer", "Bearer realm", "Bearer realm=\"", "Bearer =,=", "\"", " = = "]
+        {
             challenges([odd].into_iter());
         }
     }
 
     #[test]
     fn credentials_go_only_to_the_host_they_are_for() {
-        let mut credentials = Credentials { username: "u".into(), password: "p".into(), ..Default::default() };
+        let mut credentials =
+            Credentials { username: "u".into(), password: "p".into(), ..Default::default() };
         let own: Url = "https://r.example/v2".parse().unwrap();
         let mirror: Url = "https://mirror.example/v2".parse().unwrap();
         let hub: Url = "https://registry-1.docker.io/v2".parse().unwrap();

@@ -5,7 +5,9 @@ use std::sync::Mutex as StdMutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, WWW_AUTHENTICATE,
+};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::sync::Mutex;
 
@@ -159,7 +161,8 @@ impl Session {
         let selector = digest.map_or(self.reference.selector(), Digest::as_str);
         let step = format!("fetch manifest {selector}");
         let path = format!("manifests/{selector}");
-        let mut asked = self.ask(|host| if digest.is_none() { host.endpoint.resolve } else { host.endpoint.pull });
+        let mut asked =
+            self.ask(|host| if digest.is_none() { host.endpoint.resolve } else { host.endpoint.pull });
         loop {
             let host = asked.next()?;
             match self.manifest_at(host, &path, &step, digest).await {
@@ -283,7 +286,9 @@ impl Session {
         if answer.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
-        let Some(authorization) = self.authorize(host, shown, &answer, step).await? else { return Ok(answer) };
+        let Some(authorization) = self.authorize(host, shown, &answer, step).await? else {
+            return Ok(answer);
+        };
         self.follow(host, method, url, headers, Some(authorization), step).await
     }
 
@@ -487,7 +492,10 @@ pub(super) async fn bounded_body(
             (RegistryErrorKind::Unavailable("the answer broke off".to_owned()), Some(error.without_url()))
         })? {
             if body.len() + piece.len() > most {
-                return Err((RegistryErrorKind::Protocol(format!("the answer is longer than {most} bytes")), None));
+                return Err((
+                    RegistryErrorKind::Protocol(format!("the answer is longer than {most} bytes")),
+                    None,
+                ));
             }
             body.extend_from_slice(&piece);
         }

@@ -64,7 +64,9 @@ impl RegistryErrorKind {
         match status {
             StatusCode::NOT_FOUND => RegistryErrorKind::NotFound,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryErrorKind::Unauthenticated(text),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => RegistryErrorKind::Unavailable(text),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                RegistryErrorKind::Unavailable(text)
+            }
             status if status.is_server_error() => RegistryErrorKind::Unavailable(text),
             _ => RegistryErrorKind::Protocol(format!("unexpected answer {text}")),
         }

@@ -39,7 +39,8 @@ pub(super) fn run(
     filled: &SyncSender<Vec<u8>>,
     buffers: &Receiver<Vec<u8>>,
 ) -> Result<(), Stopped> {
-    let mut blob = Blob { spec, input, store, current: Bytes::new(), hasher: Hasher::default(), seen: 0, fault: None };
+    let mut blob =
+        Blob { spec, input, store, current: Bytes::new(), hasher: Hasher::default(), seen: 0, fault: None };
     let inflated = inflate(&mut blob, filled, buffers);
     // The blob's own fault is the cause of whatever the decoder made of it.
     if let Some(fault) = blob.fault.take() {
@@ -49,7 +50,11 @@ pub(super) fn run(
     blob.check().map_err(Stopped::Here)
 }
 
-fn inflate(blob: &mut Blob<'_>, filled: &SyncSender<Vec<u8>>, buffers: &Receiver<Vec<u8>>) -> Result<(), Stopped> {
+fn inflate(
+    blob: &mut Blob<'_>,
+    filled: &SyncSender<Vec<u8>>,
+    buffers: &Receiver<Vec<u8>>,
+) -> Result<(), Stopped> {
     let fault = |error| Stopped::Here(UnpackError::Inflate(error));
     let mut start = [0u8; 4];
     let mut had = 0;
@@ -80,7 +85,11 @@ fn is_zstd(start: &[u8]) -> bool {
     start.starts_with(ZSTD) || matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18])
 }
 
-fn pump(mut from: impl Read, filled: &SyncSender<Vec<u8>>, buffers: &Receiver<Vec<u8>>) -> Result<(), Stopped> {
+fn pump(
+    mut from: impl Read,
+    filled: &SyncSender<Vec<u8>>,
+    buffers: &Receiver<Vec<u8>>,
+) -> Result<(), Stopped> {
     loop {
         let mut buffer = buffers.try_recv().unwrap_or_default();
         buffer.resize(CHUNK, 0);

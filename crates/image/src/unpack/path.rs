@@ -108,7 +108,9 @@ mod tests {
 
     #[test]
     fn names_are_normalised_or_refused() {
-        for (name, want) in [("./a//b/./c/", "a/b/c"), (".", ""), ("", ""), ("a", "a"), ("..a/b..", "..a/b..")] {
+        for (name, want) in
+            [("./a//b/./c/", "a/b/c"), (".", ""), ("", ""), ("a", "a"), ("..a/b..", "..a/b..")]
+        {
             assert_eq!(LayerPath::new(name.as_bytes()).unwrap().as_bytes(), want.as_bytes(), "{name}");
         }
         for name in ["/", "/a", "..", "a/../b", "../a", "a/..", "a\0b"] {

@@ -187,14 +187,15 @@ impl<R: BufRead> TarReader<R> {
 }
 
 /// Copies a parsed entry out of the header buffer; also the length of the content that follows it.
-fn owned(
-    entry: &ParsedEntry<'_>,
-    sparse: Option<(Vec<(u64, u64)>, u64)>,
-) -> Result<(Entry, u64), TarError> {
+fn owned(entry: &ParsedEntry<'_>, sparse: Option<(Vec<(u64, u64)>, u64)>) -> Result<(Entry, u64), TarError> {
     let path = entry.path.to_vec();
     let fault = |why| TarError::Entry { path: path.clone(), why };
     let link = || {
-        entry.link_target.as_ref().map(|target| target.to_vec()).ok_or_else(|| fault("a link without a target"))
+        entry
+            .link_target
+            .as_ref()
+            .map(|target| target.to_vec())
+            .ok_or_else(|| fault("a link without a target"))
     };
     let device = || (entry.dev_major.unwrap_or(0), entry.dev_minor.unwrap_or(0));
     let mut mtime = (entry.mtime.cast_signed(), 0);

@@ -119,7 +119,9 @@ impl Writer {
             }
             _ => self.node(&path, name, entry).map(|()| None),
         });
-        let Some((file, size, pieces)) = made.map_err(|fault| fault.named(&entry.path))? else { return Ok(()) };
+        let Some((file, size, pieces)) = made.map_err(|fault| fault.named(&entry.path))? else {
+            return Ok(());
+        };
         self.content(entry, &file, size, pieces, archive)?;
         attributes(&file, entry).map_err(|fault| fault.named(&entry.path))
     }
@@ -137,11 +139,8 @@ impl Writer {
             };
             applied.map_err(|errno| Fault::Kernel("set a directory's time", errno).named(path.as_bytes()))?;
         }
-        self.footprint.implied = self
-            .implied
-            .iter()
-            .filter_map(|path| String::from_utf8(path.as_bytes().to_vec()).ok())
-            .collect();
+        self.footprint.implied =
+            self.implied.iter().filter_map(|path| String::from_utf8(path.as_bytes().to_vec()).ok()).collect();
         Ok(self.footprint)
     }
 
@@ -157,8 +156,9 @@ impl Writer {
     }
 
     fn root_entry(&mut self, entry: &Entry) -> Result<(), Fault> {
-        let dir = openat(&self.root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(at("open the root"))?;
+        let dir =
+            openat(&self.root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(at("open the root"))?;
         attributes(&dir, entry)?;
         self.footprint.root = Some((entry.mode, entry.uid as u32, entry.gid as u32));
         self.directory_times.push((LayerPath::new(b"")?, entry.mtime));
@@ -186,7 +186,8 @@ impl Writer {
         self.enter(parent)?;
         let path = parent.join(hidden);
         let dir = self.parent_dir();
-        match mknodat(dir, OsStr::from_bytes(hidden), FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+        match mknodat(dir, OsStr::from_bytes(hidden), FileType::CharacterDevice, Mode::empty(), makedev(0, 0))
+        {
             Ok(()) => {
                 self.footprint.inodes += 1;
                 self.whiteouts.insert(path);
@@ -208,8 +209,9 @@ impl Writer {
 
     /// Hides everything that lower layers have in this directory.
     fn set_opaque(&self, path: &LayerPath) -> Result<(), Fault> {
-        let dir = open_beneath(self.root.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
-            .map_err(at("open an opaque directory"))?;
+        let dir =
+            open_beneath(self.root.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
+                .map_err(at("open an opaque directory"))?;
         fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())
             .map_err(at("make a directory opaque"))
     }
@@ -404,7 +406,8 @@ impl Writer {
             })?;
         }
         if !is_symlink {
-            chmodat(dir, name, Mode::from_raw_mode(entry.mode), AtFlags::empty()).map_err(at("set the mode"))?;
+            chmodat(dir, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(at("set the mode"))?;
         }
         utimensat(dir, name, &timestamps(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(at("set the time"))
     }
@@ -422,8 +425,9 @@ impl Writer {
         archive.content(|mut bytes| {
             while !bytes.is_empty() {
                 while room == 0 {
-                    (offset, room) =
-                        left.next().ok_or_else(|| Fault::from("more content than runs").named(&entry.path))?;
+                    (offset, room) = left
+                        .next()
+                        .ok_or_else(|| Fault::from("more content than runs").named(&entry.path))?;
                 }
                 let count = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
                 let written = match pwrite(file, &bytes[..count], offset) {
@@ -460,10 +464,7 @@ fn attributes(file: &OwnedFd, entry: &Entry) -> Result<(), Fault> {
     futimens(file, &timestamps(entry.mtime)).map_err(at("set the time"))
 }
 
-fn set_xattrs(
-    entry: &Entry,
-    set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>,
-) -> Result<(), Fault> {
+fn set_xattrs(entry: &Entry, set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>) -> Result<(), Fault> {
     for (name, value) in &entry.xattrs {
         if OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix)) {
             continue;

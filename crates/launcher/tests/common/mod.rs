@@ -41,14 +41,18 @@ pub fn reap(pidfd: &OwnedFd) {
     rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
 }
 
+/// Leaves the host's mount table: tests mount, and the host need not know.
+pub fn own_mount_table() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("these tests run as root");
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).unwrap();
+}
+
 /// Runs the tests whose names contain an argument (all without one), one after another.
 pub fn run(tests: &[Test]) -> ExitCode {
     let filters: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    // The tests mount; the host need not know.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("these tests run as root");
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).unwrap();
+    own_mount_table();
     let mut failed = Vec::new();
     let mut count = 0;
     for (name, test) in tests {
@@ -250,6 +254,10 @@ pub struct Running {
 }
 
 impl Running {
+    pub fn new(launched: Launched, streams: Streams) -> Running {
+        Running { launched, streams, waited: false }
+    }
+
     /// Waits for Ready; the warnings it came with.
     pub fn ready(&mut self) -> Result<Vec<String>, StepError> {
         match next(&mut self.launched.gate) {
@@ -355,7 +363,7 @@ impl Container {
         let launched =
             container::exec(plan.as_fd(), self.process.launched.pidfd.as_fd(), Console::Pipes(stdio))
                 .unwrap();
-        Running { launched, streams, waited: false }
+        Running::new(launched, streams)
     }
 }
 
