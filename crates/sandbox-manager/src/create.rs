@@ -1,0 +1,511 @@
+//! CreateContainer: image, snapshot, cgroup, OCI spec, a process at its exec gate; and the one way to undo all of it.
+
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use berth_cri::{
+    berth::v1::{CreateProcess, ExternalRuntime, failure::Kind},
+    runtime::v1::{
+        ContainerConfig, LinuxContainerSecurityContext, LinuxContainerUser, NamespaceMode, NamespaceOption,
+    },
+};
+use berth_image::{Image, MountOptions, Snapshot};
+use berth_launcher::{
+    cgroup::{Cgroup, CgroupError, Resources},
+    compile::{self, Compiled},
+};
+use berth_oci::{
+    ContainerInput, ContainerSpec, ImageDefaults, PidNamespace, PodFiles, PodNamespaces, ResolvedUser,
+    SpecError, seccomp,
+};
+use berth_store::Batch;
+use berth_supervisor::client::{CallError, NativeFds, Supervisor};
+use oci_spec::runtime::Spec;
+use rustix::mount::{MoveMountFlags, move_mount};
+
+use crate::{
+    Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, devices,
+    host::{Handler, Host},
+    sandbox::{absent_is_fine, blocking, remove_cgroup, unmount_all_below},
+};
+
+/// Largest /etc/passwd and /etc/group of an image that is read.
+const MAX_USER_FILE: usize = 1 << 20;
+
+/// Everything a creation needs to know.
+#[derive(Debug)]
+pub(crate) struct Creation {
+    pub(crate) host: Arc<Host>,
+    /// The pod as it was when the request was admitted.
+    pub(crate) pod: Arc<PodView>,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) id: ContainerId,
+    pub(crate) config: Arc<ContainerConfig>,
+}
+
+impl Creation {
+    fn label(&self) -> String {
+        let name = self.config.metadata.as_ref().map_or("", |meta| meta.name.as_str());
+        format!("container {} ({name}) in {}", self.id.short(), self.pod.sandbox.label())
+    }
+
+    fn step<E>(&self, step: &'static str) -> impl FnOnce(E) -> Error
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        Error::step(self.label(), step)
+    }
+
+    /// Makes the container, and undoes everything when a step fails.
+    pub(crate) async fn run(&self) -> Result<Container, Error> {
+        let image = self.image()?;
+        let intent = self.container(&image, None, ContainerState::Creating)?;
+        let batch = Batch::new().put(self.id.as_str(), &intent);
+        self.host.persist(batch).await.map_err(self.step("write its record"))?;
+        let timeline = &self.pod.timeline;
+        let name = self.config.metadata.as_ref().map_or("", |meta| meta.name.as_str());
+        match timeline.step(format!("container {name}: create"), self.make(&image, timeline, name)).await {
+            Ok(container) => Ok(container),
+            Err(err) => {
+                let (host, sandbox) = (&self.host, &self.pod.sandbox);
+                if let Err(left) = discard(host, sandbox, &self.id, Some(&self.supervisor)).await {
+                    // The record stays as an intent, so the next start of the daemon tries again.
+                    tracing::error!(error = %left, "cannot undo a failed container");
+                }
+                Err(err)
+            }
+        }
+    }
+
+    fn image(&self) -> Result<Arc<Image>, Error> {
+        let spec = self.config.image.as_ref();
+        let name = spec.map_or("", |image| image.image.as_str());
+        match self.host.images.find(name) {
+            Ok(Some(image)) => Ok(image),
+            Ok(None) => Err(Error::ImageNotPresent(name.to_owned())),
+            Err(err) => Err(Error::Invalid { field: "config.image.image", why: err.to_string() }),
+        }
+    }
+
+    fn container(
+        &self,
+        image: &Image,
+        user: Option<&ResolvedUser>,
+        state: ContainerState,
+    ) -> Result<Container, Error> {
+        let spec = self.config.image.clone().unwrap_or_default();
+        let linux = self.config.linux.clone().unwrap_or_default();
+        let defaults = ImageDefaults::from(&image.config);
+        let stop_signal = berth_oci::stop_signal(self.config.stop_signal, &defaults.stop_signal)
+            .map_err(|err| Error::Invalid { field: "config.stop_signal", why: err.to_string() })?;
+        Ok(Container {
+            id: self.id.clone(),
+            sandbox_id: self.pod.sandbox.id.clone(),
+            config: Arc::clone(&self.config),
+            image: ImageIdentity {
+                id: image.id.to_string(),
+                reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+                name: [&spec.user_specified_image, &spec.image]
+                    .into_iter()
+                    .find(|name| !name.is_empty())
+                    .cloned()
+                    .unwrap_or_default(),
+            },
+            created_at: self.host.created_now(),
+            log_path: log_path(&self.pod.sandbox.config.log_directory, &self.config.log_path)?,
+            stop_signal,
+            user: user
+                .map(|user| LinuxContainerUser {
+                    uid: user.uid.into(),
+                    gid: user.gid.into(),
+                    supplemental_groups: user.additional_gids.iter().copied().map(i64::from).collect(),
+                })
+                .unwrap_or_default(),
+            resources: linux.resources.unwrap_or_default(),
+            start_order: 0,
+            state,
+        })
+    }
+
+    async fn make(&self, image: &Image, timeline: &Timeline, name: &str) -> Result<Container, Error> {
+        let (host, sandbox) = (&self.host, &self.pod.sandbox);
+        let cgroup_path = format!("{}/{}", sandbox.cgroup_parent, self.id);
+        let cgroup = timeline.step(format!("container {name}: cgroup"), async {
+            let (cgroups, path) = (host.cgroups.clone(), cgroup_path.clone());
+            blocking(move || cgroups.create(&path)).await.map_err(self.step("make its cgroup"))
+        });
+        let rootfs = timeline.step(format!("container {name}: root file system"), self.rootfs(image));
+        let (cgroup, rootfs) = tokio::join!(cgroup, rootfs);
+        let (cgroup, (rootfs, user)) = (cgroup?, rootfs?);
+
+        let pid = self.pid_mode()?;
+        let prepared = self.spec(image, &user, &cgroup_path, self.pid_namespace(&pid).await?).await?;
+        self.warn(prepared.warnings);
+        self.limit(&cgroup, &prepared.spec).await?;
+        self.write_spec(&prepared.spec).await?;
+        let pid = timeline
+            .step(format!("container {name}: process"), self.process(&prepared.spec, &cgroup, rootfs, pid))
+            .await?;
+
+        let container = self.container(image, Some(&user), ContainerState::Created { pid })?;
+        let batch = Batch::new().put(self.id.as_str(), &container);
+        host.persist(batch).await.map_err(self.step("write its record"))?;
+        Ok(container)
+    }
+
+    /// The detached overlay mount, and the user, which only the image's own files can tell.
+    async fn rootfs(&self, image: &Image) -> Result<(OwnedFd, ResolvedUser), Error> {
+        let snapshot = self
+            .host
+            .images
+            .create_snapshot(self.id.as_str(), image)
+            .await
+            .map_err(self.step("make its snapshot"))?;
+        let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()).cloned();
+        let image_user = ImageDefaults::from(&image.config).user;
+        let label = self.label();
+        blocking(move || {
+            let mount = snapshot
+                .mount(MountOptions::default())
+                .map_err(Error::step(&label, "mount its root file system"))?;
+            let read = |path| Snapshot::read_file(mount.as_fd(), path, MAX_USER_FILE);
+            let passwd = read("/etc/passwd").map_err(Error::step(&label, "read the image's /etc/passwd"))?;
+            let group = read("/etc/group").map_err(Error::step(&label, "read the image's /etc/group"))?;
+            let user =
+                berth_oci::resolve_user(security.as_ref(), &image_user, passwd.as_deref(), group.as_deref())
+                    .map_err(|err| Error::Invalid {
+                        field: "config.linux.security_context",
+                        why: err.to_string(),
+                    })?;
+            Ok((mount, user))
+        })
+        .await
+    }
+
+    async fn spec(
+        &self,
+        image: &Image,
+        user: &ResolvedUser,
+        cgroup_path: &str,
+        pid: PidNamespace,
+    ) -> Result<ContainerSpec, Error> {
+        let (host, sandbox) = (&self.host, &self.pod.sandbox);
+        let dir = host.pod_dir(&sandbox.id);
+        let devices = devices::resolve(&self.config.devices, self.security().privileged)
+            .map_err(self.step("find its devices"))?;
+        let profile = self.seccomp_profile().await?;
+        let own = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", self.supervisor.pid()));
+        let input = ContainerInput {
+            sandbox_id: sandbox.id.as_str(),
+            sandbox: &sandbox.config,
+            container: &self.config,
+            image: &ImageDefaults::from(&image.config),
+            user,
+            host: &host.facts,
+            namespaces: &PodNamespaces {
+                network: (!sandbox.host_network()).then(|| own("net")),
+                ipc: (!sandbox.host_ipc()).then(|| own("ipc")),
+                uts: (!sandbox.host_network()).then(|| own("uts")),
+                pid,
+            },
+            cgroups_path: cgroup_path,
+            rootfs: &dir.rootfs(&self.id),
+            files: &PodFiles {
+                resolv_conf: dir.resolv_conf(),
+                hostname: dir.hostname(),
+                hosts: Some(dir.hosts()),
+                shm: match sandbox.host_ipc() {
+                    true => PathBuf::from("/dev/shm"),
+                    false => dir.shm(),
+                },
+            },
+            devices: &devices,
+            // Where an image declares a volume, its folder stays part of the writable layer.
+            volumes: &[],
+            seccomp: match &profile {
+                SeccompProfile::Unconfined => seccomp::Profile::Unconfined,
+                SeccompProfile::RuntimeDefault => seccomp::Profile::RuntimeDefault,
+                SeccompProfile::Localhost(json) => seccomp::Profile::Localhost(json),
+            },
+        };
+        berth_oci::container_spec(&input).map_err(|err| match err {
+            SpecError::Unsupported { .. } => Error::Unsupported(err.to_string()),
+            SpecError::Invalid { .. } => Error::Invalid { field: "config", why: err.to_string() },
+            SpecError::Seccomp(err) => {
+                Error::Invalid { field: "config.linux.security_context.seccomp", why: err.to_string() }
+            }
+        })
+    }
+
+    fn security(&self) -> LinuxContainerSecurityContext {
+        self.config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
+    }
+
+    async fn seccomp_profile(&self) -> Result<SeccompProfile, Error> {
+        let invalid = |why: String| Error::Invalid { field: "config.linux.security_context.seccomp", why };
+        let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        match seccomp::requested(security).map_err(|err| invalid(err.to_string()))? {
+            seccomp::Requested::Unconfined => Ok(SeccompProfile::Unconfined),
+            seccomp::Requested::RuntimeDefault => Ok(SeccompProfile::RuntimeDefault),
+            seccomp::Requested::Localhost(path) => tokio::fs::read(&path)
+                .await
+                .map(SeccompProfile::Localhost)
+                .map_err(|err| invalid(format!("cannot read profile {}: {err}", path.display()))),
+        }
+    }
+
+    fn pid_mode(&self) -> Result<PidMode, Error> {
+        let pod = &self.pod.sandbox;
+        // Without options of its own a container does as its pod does.
+        let options = self.security().namespace_options.unwrap_or_else(|| NamespaceOption {
+            pid: match (pod.shared_pid(), pod.namespaces().pid()) {
+                (true, _) => NamespaceMode::Pod,
+                (false, NamespaceMode::Node) => NamespaceMode::Node,
+                (false, _) => NamespaceMode::Container,
+            }
+            .into(),
+            ..NamespaceOption::default()
+        });
+        match options.pid() {
+            NamespaceMode::Container => Ok(PidMode::Own),
+            NamespaceMode::Node => Ok(PidMode::Host),
+            // CRI's zero value: a pod made without a shared namespace has none to offer.
+            NamespaceMode::Pod if !pod.shared_pid() => Ok(PidMode::Own),
+            NamespaceMode::Pod => Ok(PidMode::Pod),
+            NamespaceMode::Target => self.target(&options.target_id).map(PidMode::Target),
+        }
+    }
+
+    /// The running container of this pod whose pid namespace is to be entered.
+    fn target(&self, id: &str) -> Result<Arc<Container>, Error> {
+        let invalid = |why: String| Error::Invalid {
+            field: "config.linux.security_context.namespace_options.target_id",
+            why,
+        };
+        let mut containers = self.pod.containers.values();
+        let target = containers
+            .find(|container| container.id.as_str() == id)
+            .ok_or_else(|| invalid(format!("no container {id:?} in this pod")))?;
+        match target.state {
+            ContainerState::Running { .. } => Ok(Arc::clone(target)),
+            _ => Err(invalid(format!("container {} does not run", target.id.short()))),
+        }
+    }
+
+    async fn pid_namespace(&self, mode: &PidMode) -> Result<PidNamespace, Error> {
+        let of = |pid: i32| PidNamespace::Path(PathBuf::from(format!("/proc/{pid}/ns/pid")));
+        match mode {
+            PidMode::Own => Ok(PidNamespace::New),
+            PidMode::Host => Ok(PidNamespace::Host),
+            PidMode::Target(container) => {
+                Ok(of(container.pid().ok_or_else(|| Error::ContainerNotFound(container.id.to_string()))?))
+            }
+            PidMode::Pod => {
+                let state = self.supervisor.state().await.map_err(self.step("find its pod's pid 1"))?;
+                Ok(of(state.pid1))
+            }
+        }
+    }
+    async fn limit(&self, cgroup: &Cgroup, spec: &Spec) -> Result<(), Error> {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let Some(resources) = resources else { return Ok(()) };
+        let resources = Resources::from_spec(resources).map_err(self.step("read its limits"))?;
+        let cgroup = cgroup.clone();
+        let warnings =
+            blocking(move || cgroup.apply(&resources)).await.map_err(self.step("set its cgroup's limits"))?;
+        self.warn(warnings.into_iter().map(|warning| warning.0));
+        Ok(())
+    }
+
+    /// The spec is kept for exec, for verbose status, and as the bundle of external runtimes.
+    async fn write_spec(&self, spec: &Spec) -> Result<(), Error> {
+        let dir = self.host.pod_dir(&self.pod.sandbox.id);
+        let (folder, file) = (dir.container(&self.id), dir.spec(&self.id));
+        let json = serde_json::to_vec(spec).map_err(self.step("write its OCI spec"))?;
+        blocking(move || {
+            fs::create_dir_all(&folder)?;
+            fs::write(file, json)
+        })
+        .await
+        .map_err(self.step("write its OCI spec"))
+    }
+
+    async fn process(
+        &self,
+        spec: &Spec,
+        cgroup: &Cgroup,
+        rootfs: OwnedFd,
+        pid: PidMode,
+    ) -> Result<i32, Error> {
+        let (host, sandbox) = (&self.host, &self.pod.sandbox);
+        let dir = host.pod_dir(&sandbox.id);
+        let mut request = CreateProcess {
+            container_id: self.id.to_string(),
+            log_path: log_path(&sandbox.config.log_directory, &self.config.log_path)?,
+            stdin: self.config.stdin,
+            stdin_once: self.config.stdin_once,
+            tty: self.config.tty,
+            target_container: match pid {
+                PidMode::Target(container) => container.id.to_string(),
+                PidMode::Own | PidMode::Host | PidMode::Pod => String::new(),
+            },
+            cgroup_dirs: cgroup.dirs().map(|dir| dir.to_string_lossy().into_owned()).collect(),
+            external: None,
+        };
+        let fds = match host.handler(&sandbox.handler)? {
+            Handler::Native => {
+                let compiled = plan(host, spec, cgroup).map_err(self.step("compile its OCI spec"))?;
+                self.warn(compiled.warnings.into_iter().map(|warning| warning.0));
+                Some(NativeFds { plan: compiled.plan, rootfs })
+            }
+            Handler::External { path } => {
+                let at = dir.rootfs(&self.id);
+                place(&rootfs, &at).map_err(self.step("mount its root file system for the OCI runtime"))?;
+                request.external = Some(ExternalRuntime {
+                    path: path.to_string_lossy().into_owned(),
+                    bundle: dir.container(&self.id).to_string_lossy().into_owned(),
+                    root: dir.runtime_root().to_string_lossy().into_owned(),
+                    timeout_seconds: u32::try_from(host.config.external_timeout.as_secs())
+                        .unwrap_or(u32::MAX),
+                });
+                None
+            }
+        };
+        self.supervisor.create(request, fds).await.map_err(|err| match err {
+            // External runtimes look for the program before the gate; the native launcher at it.
+            CallError::Failed(failure) if failure.kind() == Kind::Exec => {
+                Error::CannotExecute { id: self.id.clone(), message: failure.message }
+            }
+            err => self.step("set its process up")(err),
+        })
+    }
+
+    /// What this host cannot give is left out, and said.
+    fn warn(&self, warnings: impl IntoIterator<Item = String>) {
+        for warning in warnings {
+            tracing::warn!(container = %self.id.short(), "{warning}");
+        }
+    }
+}
+
+/// A spec that the native launcher does not take.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlanError {
+    #[error("seccomp")]
+    Seccomp(#[from] seccomp::SeccompError),
+    #[error("spec")]
+    Compile(#[from] compile::CompileError),
+    #[error("cgroup")]
+    Cgroup(#[from] CgroupError),
+}
+
+/// A container's pid namespace.
+#[derive(Debug)]
+enum PidMode {
+    Own,
+    Host,
+    /// The one that all containers of the pod share.
+    Pod,
+    /// Another container's, for looking into it.
+    Target(Arc<Container>),
+}
+
+/// A container's seccomp profile, read.
+#[derive(Debug)]
+enum SeccompProfile {
+    Unconfined,
+    RuntimeDefault,
+    Localhost(Vec<u8>),
+}
+
+fn plan(host: &Host, spec: &Spec, cgroup: &Cgroup) -> Result<Compiled, PlanError> {
+    let filter = seccomp_filter(host, spec)?;
+    Ok(compile::compile(spec, host.compile_input(cgroup, filter.as_ref()))?)
+}
+
+/// The compiled filter of a spec's seccomp profile.
+pub(crate) fn seccomp_filter(
+    host: &Host,
+    spec: &Spec,
+) -> Result<Option<Arc<seccomp::Filter>>, seccomp::SeccompError> {
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    profile.map(|profile| host.filters.get_or_compile(profile)).transpose()
+}
+
+/// Gives a detached mount a path.
+fn place(mount: &OwnedFd, at: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(at)?;
+    move_mount(mount.as_fd(), "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
+fn log_path(directory: &str, file: &str) -> Result<String, Error> {
+    match (directory, file) {
+        (_, "") | ("", _) => Ok(String::new()),
+        (directory, _) if !directory.starts_with('/') => Err(Error::Invalid {
+            field: "sandbox_config.log_directory",
+            why: format!("{directory:?} is not absolute"),
+        }),
+        (directory, file) => Ok(Path::new(directory).join(file).to_string_lossy().into_owned()),
+    }
+}
+
+/// Makes sure that no process and no cgroup of a container is left. The supervisor forgets it as well.
+pub(crate) async fn end_processes(
+    host: &Host,
+    sandbox: &Sandbox,
+    id: &ContainerId,
+    supervisor: Option<&Supervisor>,
+) -> Result<(), Error> {
+    let label = format!("container {}", id.short());
+    if let Some(supervisor) = supervisor {
+        match supervisor.delete(id.as_str()).await {
+            Ok(()) | Err(CallError::Gone) => {}
+            // It runs: its cgroup ends it below, and the supervisor is not asked to go on without it.
+            Err(CallError::Failed(failure)) if failure.kind() == Kind::WrongState => {}
+            Err(err) => return Err(Error::step(label, "end its processes")(err)),
+        }
+    }
+    let path = format!("{}/{id}", sandbox.cgroup_parent);
+    // Removing a cgroup kills what is in it first.
+    remove_cgroup(host, &path, label).await
+}
+
+/// Removes everything of a container, its record last. Each step may have been done before.
+pub(crate) async fn discard(
+    host: &Host,
+    sandbox: &Sandbox,
+    id: &ContainerId,
+    supervisor: Option<&Supervisor>,
+) -> Result<(), Error> {
+    let label = format!("container {}", id.short());
+    end_processes(host, sandbox, id, supervisor).await?;
+    let dir = host.pod_dir(&sandbox.id).container(id);
+    blocking(move || {
+        unmount_all_below(&dir)?;
+        absent_is_fine(fs::remove_dir_all(&dir))
+    })
+    .await
+    .map_err(Error::step(&label, "remove its folder"))?;
+    host.images.remove_snapshot(id.as_str()).await.map_err(Error::step(&label, "remove its snapshot"))?;
+    host.persist(Batch::new().delete::<Container>(id.as_str()))
+        .await
+        .map_err(Error::step(&label, "delete its record"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_path_is_absolute_or_absent() {
+        assert_eq!(log_path("/var/log/pods/x", "web/0.log").unwrap(), "/var/log/pods/x/web/0.log");
+        assert_eq!(log_path("", "web/0.log").unwrap(), "");
+        assert_eq!(log_path("/var/log", "").unwrap(), "");
+        assert!(log_path("logs", "web/0.log").is_err());
+    }
+}

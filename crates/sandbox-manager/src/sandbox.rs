@@ -1,0 +1,495 @@
+//! A pod's sandbox: what is known of it, how it is made, and the one way it is ended.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use berth_cri::{
+    berth::v1::{PodSetup, SandboxRecord, sandbox_record::Phase},
+    runtime::v1::{
+        NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, Protocol as CriProtocol,
+    },
+};
+use berth_network::{AttachRequest, PodIdentity, PortMapping, Protocol};
+use berth_store::{Batch, DecodeError, Record};
+use berth_supervisor::client::{Events, Supervisor};
+use prost::Message as _;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+
+use crate::{
+    Container, Error, SandboxId, Timeline, UnixNanos,
+    create::end_processes,
+    files::{self, PodDir},
+    host::Host,
+};
+
+/// Size of a pod's own /dev/shm, in bytes: what every runtime of the field gives.
+const SHM_SIZE: &str = "67108864";
+
+/// A pod sandbox. Everything here is durable.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// As RunPodSandbox sent it; given back unchanged.
+    pub config: Arc<PodSandboxConfig>,
+    /// Name of the runtime handler; empty is the default one.
+    pub handler: String,
+    /// Grows with each sandbox of this daemon.
+    pub created_at: UnixNanos,
+    /// Where it is in its life.
+    pub phase: SandboxPhase,
+    /// Primary first; empty in the host's network.
+    pub ips: Vec<IpAddr>,
+    /// The boot it was made in.
+    pub boot_id: String,
+    /// Its containers' cgroups lie below this path of each hierarchy.
+    pub cgroup_parent: String,
+}
+
+/// A sandbox's life, in the order it passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SandboxPhase {
+    /// An intent on disk: being made, not listed.
+    Creating,
+    /// Its namespaces and network stand.
+    Ready,
+    /// Its processes are gone.
+    NotReady,
+}
+
+impl SandboxPhase {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "being created",
+            Self::Ready => "ready",
+            Self::NotReady => "stopped",
+        }
+    }
+}
+
+impl Sandbox {
+    /// Name, namespace, uid and attempt; empty ones when the config has none.
+    #[must_use]
+    pub fn metadata(&self) -> PodSandboxMetadata {
+        self.config.metadata.clone().unwrap_or_default()
+    }
+
+    /// The namespace options; CRI's defaults when the config has none.
+    #[must_use]
+    pub fn namespaces(&self) -> NamespaceOption {
+        let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+    }
+
+    /// Whether it lives in the node's own network.
+    #[must_use]
+    pub fn host_network(&self) -> bool {
+        self.namespaces().network() == NamespaceMode::Node
+    }
+
+    pub(crate) fn host_ipc(&self) -> bool {
+        self.namespaces().ipc() == NamespaceMode::Node
+    }
+
+    /// Whether its containers share one pid namespace. Only an explicit namespace option says so: the enum's zero
+    /// value is POD, but a pod without options has a pid namespace per container.
+    pub(crate) fn shared_pid(&self) -> bool {
+        let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        security
+            .and_then(|security| security.namespace_options.as_ref())
+            .is_some_and(|options| options.pid() == NamespaceMode::Pod)
+    }
+
+    /// Whether berth made the cgroup that its containers lie in, and so has to remove it.
+    fn owns_cgroup(&self) -> bool {
+        self.cgroup_parent.ends_with(self.id.as_str())
+    }
+
+    /// "pod sandbox 0123456789abc (namespace/name)", for messages.
+    pub(crate) fn label(&self) -> String {
+        let meta = self.metadata();
+        format!("pod sandbox {} ({}/{})", self.id.short(), meta.namespace, meta.name)
+    }
+
+    #[must_use]
+    pub(crate) fn with_phase(&self, phase: SandboxPhase) -> Self {
+        Self { phase, ..self.clone() }
+    }
+}
+
+impl Record for Sandbox {
+    const TABLE: &'static str = "sandbox";
+    const VERSION: u8 = 1;
+
+    fn encode(&self) -> Vec<u8> {
+        let phase = match self.phase {
+            SandboxPhase::Creating => Phase::Creating,
+            SandboxPhase::Ready => Phase::Ready,
+            SandboxPhase::NotReady => Phase::NotReady,
+        };
+        SandboxRecord {
+            id: self.id.to_string(),
+            config: Some(PodSandboxConfig::clone(&self.config)),
+            handler: self.handler.clone(),
+            created_at: self.created_at,
+            phase: phase.into(),
+            ips: self.ips.iter().map(IpAddr::to_string).collect(),
+            boot_id: self.boot_id.clone(),
+            cgroup_parent: self.cgroup_parent.clone(),
+        }
+        .encode_to_vec()
+    }
+
+    fn decode(version: u8, bytes: &[u8]) -> Result<Self, DecodeError> {
+        if version != Self::VERSION {
+            return Err(DecodeError::UnknownVersion(version));
+        }
+        let damaged = |err| DecodeError::Damaged(err);
+        let record = SandboxRecord::decode(bytes).map_err(|err| damaged(err.into()))?;
+        let phase = match record.phase() {
+            Phase::Creating => SandboxPhase::Creating,
+            Phase::Ready => SandboxPhase::Ready,
+            Phase::NotReady => SandboxPhase::NotReady,
+        };
+        let ips = record.ips.iter().map(|ip| ip.parse()).collect::<Result<_, _>>();
+        Ok(Self {
+            id: SandboxId::from_record(&record.id),
+            config: Arc::new(record.config.ok_or_else(|| damaged("no config".into()))?),
+            handler: record.handler,
+            created_at: record.created_at,
+            phase,
+            ips: ips.map_err(|err| damaged(Box::new(err)))?,
+            boot_id: record.boot_id,
+            cgroup_parent: record.cgroup_parent,
+        })
+    }
+}
+
+/// What a sandbox that came up consists of.
+#[derive(Debug)]
+pub(crate) struct Up {
+    pub(crate) sandbox: Arc<Sandbox>,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) events: Events,
+}
+
+/// Makes the sandbox, and undoes everything when a step fails.
+pub(crate) async fn bring_up(host: &Host, sandbox: &Arc<Sandbox>, timeline: &Timeline) -> Result<Up, Error> {
+    let id = sandbox.id.as_str();
+    // The intent comes first: should the daemon die in the middle, the next one finds what to undo.
+    let intent = Batch::new().put(id, &**sandbox);
+    host.persist(intent).await.map_err(Error::step(sandbox.label(), "write its record"))?;
+    match timeline.step("sandbox", make(host, sandbox, timeline)).await {
+        Ok(up) => Ok(up),
+        Err(err) => {
+            let undone = match tear_down(host, sandbox, &[], None).await {
+                Ok(()) => host
+                    .persist(Batch::new().delete::<Sandbox>(id))
+                    .await
+                    .map_err(Error::step(sandbox.label(), "delete its record")),
+                Err(left) => Err(left),
+            };
+            if let Err(left) = undone {
+                // The record stays as an intent, so the next start of the daemon tries again.
+                tracing::error!(error = %left, "cannot undo a failed pod sandbox");
+            }
+            Err(err)
+        }
+    }
+}
+
+async fn make(host: &Host, sandbox: &Sandbox, timeline: &Timeline) -> Result<Up, Error> {
+    let dir = host.pod_dir(&sandbox.id);
+    let network = timeline.step("sandbox: network", attach(host, sandbox));
+    let spawn = timeline.step("sandbox: supervisor", async {
+        prepare_dir(&dir, sandbox).await?;
+        Supervisor::spawn(&host.supervisor, dir.path(), sandbox.id.as_str())
+            .await
+            .map_err(Error::step(sandbox.label(), "start its supervisor"))
+    });
+    let (network, spawned) = tokio::join!(network, spawn);
+    let ((netns, ips), (supervisor, events)) = (network?, spawned?);
+
+    let setup = PodSetup {
+        hostname: match sandbox.host_network() {
+            true => String::new(),
+            false => files::hostname(&sandbox.config, &host.facts.hostname),
+        },
+        host_ipc: sandbox.host_ipc(),
+        shared_pid: sandbox.shared_pid(),
+        sysctls: sandbox.config.linux.as_ref().map(|linux| linux.sysctls.clone()).unwrap_or_default(),
+    };
+    timeline
+        .step("sandbox: namespaces", supervisor.setup(setup, netns))
+        .await
+        .map_err(Error::step(sandbox.label(), "set up its namespaces"))?;
+
+    let ready = Sandbox { ips, phase: SandboxPhase::Ready, ..sandbox.clone() };
+    timeline
+        .step("sandbox: record", async {
+            let (config, node, ips) =
+                (Arc::clone(&ready.config), host.facts.hostname.clone(), ready.ips.clone());
+            blocking(move || files::write(&dir, &config, &node, &ips))
+                .await
+                .map_err(Error::step(ready.label(), "write its files"))?;
+            host.persist(Batch::new().put(ready.id.as_str(), &ready))
+                .await
+                .map_err(Error::step(ready.label(), "write its record"))
+        })
+        .await?;
+    Ok(Up { sandbox: Arc::new(ready), supervisor, events })
+}
+
+async fn attach(host: &Host, sandbox: &Sandbox) -> Result<(Option<OwnedFd>, Vec<IpAddr>), Error> {
+    if sandbox.host_network() {
+        return Ok((None, Vec::new()));
+    }
+    let id = sandbox.id.as_str();
+    let meta = sandbox.metadata();
+    let netns = host
+        .network
+        .create_netns()
+        .await
+        .map_err(Error::step(sandbox.label(), "make its network namespace"))?;
+    let request = AttachRequest {
+        sandbox_id: id.to_owned(),
+        pod: PodIdentity { name: meta.name, namespace: meta.namespace, uid: meta.uid },
+        netns: netns
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(Error::step(sandbox.label(), "hand over its network namespace"))?,
+        port_mappings: port_mappings(&sandbox.config)?,
+        annotations: sandbox.config.annotations.clone(),
+        cgroup_parent: Some(sandbox.cgroup_parent.clone()),
+    };
+    let attachment = host
+        .network
+        .attach(request)
+        .await
+        .map_err(Error::step(sandbox.label(), "attach it to the network"))?;
+    Ok((Some(netns.into_fd()), attachment.ips))
+}
+
+/// The mappings that name a host port; the others only declare a port.
+fn port_mappings(config: &PodSandboxConfig) -> Result<Vec<PortMapping>, Error> {
+    let invalid = |why: String| Error::Invalid { field: "config.port_mappings", why };
+    let port =
+        |number: i32| u16::try_from(number).map_err(|_| invalid(format!("{number} is not a port number")));
+    let mut mappings = Vec::new();
+    for mapping in config.port_mappings.iter().filter(|mapping| mapping.host_port != 0) {
+        let host_ip = match mapping.host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| invalid(format!("host_ip {text:?} is not an address")))?),
+        };
+        mappings.push(PortMapping {
+            protocol: match mapping.protocol() {
+                CriProtocol::Tcp => Protocol::Tcp,
+                CriProtocol::Udp => Protocol::Udp,
+                CriProtocol::Sctp => Protocol::Sctp,
+            },
+            container_port: port(mapping.container_port)?,
+            host_port: port(mapping.host_port)?,
+            host_ip,
+        });
+    }
+    Ok(mappings)
+}
+
+async fn prepare_dir(dir: &PodDir, sandbox: &Sandbox) -> Result<(), Error> {
+    let (theirs, host_ipc) = (dir.clone(), sandbox.host_ipc());
+    blocking(move || {
+        fs::DirBuilder::new().mode(0o711).create(theirs.path())?;
+        match host_ipc {
+            true => Ok(()),
+            false => mount_shm(&theirs.shm()),
+        }
+    })
+    .await
+    .map_err(Error::step(sandbox.label(), "make its folder"))
+}
+
+fn mount_shm(at: &Path) -> io::Result<()> {
+    fs::create_dir(at)?;
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("source", "shm"), ("size", SHM_SIZE), ("mode", "1777")] {
+        fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
+    move_mount(mount.as_fd(), "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
+/// Ends whatever there is of a sandbox: processes, network, supervisor, mounts, folder, cgroup. Every step is tried,
+/// each may have been done before, and the first failure is the answer: the caller may ask again.
+///
+/// Records and the containers' snapshots stay; they belong to the removal.
+pub(crate) async fn tear_down(
+    host: &Host,
+    sandbox: &Sandbox,
+    containers: &[Arc<Container>],
+    supervisor: Option<Supervisor>,
+) -> Result<(), Error> {
+    let dir = host.pod_dir(&sandbox.id);
+    let supervisor = match supervisor {
+        Some(supervisor) => Some(supervisor),
+        // Not started, or started by a daemon that died: then its socket answers.
+        None => Supervisor::connect(dir.path()).await.ok().map(|(supervisor, _events)| supervisor),
+    };
+    let mut first_failure = Ok(());
+    let mut note = |result: Result<(), Error>| {
+        if first_failure.is_ok() {
+            first_failure = result;
+        }
+    };
+    for container in containers {
+        note(end_processes(host, sandbox, &container.id, supervisor.as_ref()).await);
+    }
+    note(
+        host.network
+            .detach(sandbox.id.as_str())
+            .await
+            .map_err(Error::step(sandbox.label(), "detach it from the network")),
+    );
+    if let Some(supervisor) = supervisor
+        && let Err(err) = supervisor.shutdown().await
+    {
+        tracing::warn!(sandbox = %sandbox.id.short(), error = %err, "supervisor does not end by itself; killing it");
+        note(supervisor.kill().await.map_err(Error::step(sandbox.label(), "kill its supervisor")));
+    }
+    note(blocking(move || remove_dir(&dir)).await.map_err(Error::step(sandbox.label(), "remove its folder")));
+    if sandbox.owns_cgroup() {
+        note(remove_cgroup(host, &sandbox.cgroup_parent, sandbox.label()).await);
+    }
+    first_failure
+}
+
+/// Removes a cgroup and everything below it from all hierarchies; an absent one is fine.
+pub(crate) async fn remove_cgroup(host: &Host, path: &str, label: String) -> Result<(), Error> {
+    let (cgroups, path) = (host.cgroups.clone(), path.to_owned());
+    blocking(move || cgroups.remove_path(&path)).await.map_err(Error::step(label, "remove its cgroup"))
+}
+
+/// Unmounts what lies in a pod's folder and removes it.
+fn remove_dir(dir: &PodDir) -> io::Result<()> {
+    unmount_all_below(dir.path())?;
+    absent_is_fine(fs::remove_dir_all(dir.path()))
+}
+
+/// Detaches every mount at or below a folder of ours, the newest first. Mount points come from the kernel's list, so
+/// that also what a crashed daemon left is found.
+pub(crate) fn unmount_all_below(dir: &Path) -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    for point in points.filter(|point| Path::new(point).starts_with(dir)) {
+        match unmount(&point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // Gone with a mount above it, or by somebody else's hand.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    Ok(())
+}
+
+/// proc_pid_mountinfo(5) writes blanks and backslashes as octal.
+fn unescape(field: &str) -> String {
+    const ESCAPES: [(&str, &str); 4] = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    ESCAPES.iter().fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
+}
+
+pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Runs file system work off the async workers.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The cgroup that a pod's containers go below: what the config names, or one of the pod's own.
+pub(crate) fn cgroup_parent(
+    config: &PodSandboxConfig,
+    id: &SandboxId,
+    cgroup_root: &str,
+) -> Result<String, Error> {
+    let named = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+    let invalid =
+        |why: &str| Error::Invalid { field: "config.linux.cgroup_parent", why: format!("{named:?} {why}") };
+    if named.is_empty() {
+        return Ok(format!("{}/{id}", cgroup_root.trim_end_matches('/')));
+    }
+    if named.ends_with(".slice") {
+        return Err(invalid("is a systemd slice, but the cgroup driver is cgroupfs"));
+    }
+    if named.split('/').any(|part| part == ".." || part == ".") {
+        return Err(invalid("must not hold . or .."));
+    }
+    let parts: Vec<&str> = named.split('/').filter(|part| !part.is_empty()).collect();
+    match parts.is_empty() {
+        true => Err(invalid("is the root of the hierarchy")),
+        false => Ok(format!("/{}", parts.join("/"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_cri::runtime::v1::LinuxPodSandboxConfig;
+
+    use super::*;
+
+    fn parent_of(named: &str) -> Result<String, Error> {
+        let linux = LinuxPodSandboxConfig { cgroup_parent: named.into(), ..Default::default() };
+        let config = PodSandboxConfig { linux: Some(linux), ..Default::default() };
+        cgroup_parent(&config, &SandboxId::from_record("abc"), "/berth")
+    }
+
+    #[test]
+    fn a_pod_without_a_cgroup_parent_gets_its_own() {
+        assert_eq!(parent_of("").unwrap(), "/berth/abc");
+    }
+
+    #[test]
+    fn a_named_cgroup_parent_is_cleaned_up() {
+        assert_eq!(parent_of("kubepods//burstable/pod1/").unwrap(), "/kubepods/burstable/pod1");
+    }
+
+    #[test]
+    fn cgroup_parents_that_cannot_be_meant_are_refused() {
+        for named in ["/kubepods.slice", "/a/../b", "/"] {
+            assert!(matches!(parent_of(named), Err(Error::Invalid { .. })), "{named}");
+        }
+    }
+
+    #[test]
+    fn only_mappings_with_a_host_port_are_programmed() {
+        let mapping = |host_port| berth_cri::runtime::v1::PortMapping {
+            container_port: 80,
+            host_port,
+            ..Default::default()
+        };
+        let config =
+            PodSandboxConfig { port_mappings: vec![mapping(0), mapping(8080)], ..Default::default() };
+        let programmed = port_mappings(&config).unwrap();
+        assert_eq!(programmed.iter().map(|mapping| mapping.host_port).collect::<Vec<_>>(), [8080]);
+    }
+}

@@ -1,0 +1,106 @@
+//! Starting a container, and ending one: signal, grace, SIGKILL to all of it.
+
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use berth_cri::berth::v1::failure::Kind;
+use berth_supervisor::client::{CallError, Supervisor};
+use rustix::process::Signal;
+use tokio::{sync::watch, time::timeout};
+
+use crate::{Container, ContainerId, ContainerState, Error, PodView, UnixNanos, host::Host};
+
+/// How long the kernel may take to end processes after SIGKILL before we say that it cannot. A process that hangs in a
+/// device or a network file system takes for ever; everything else ends within milliseconds.
+const AFTER_SIGKILL: Duration = Duration::from_secs(10);
+
+/// Opens the exec gate; returns when the program was executed.
+pub(crate) async fn start(supervisor: &Supervisor, container: &Container) -> Result<UnixNanos, Error> {
+    supervisor.start(container.id.as_str()).await.map_err(|err| match err {
+        CallError::Failed(failure) if failure.kind() == Kind::Exec => {
+            Error::CannotExecute { id: container.id.clone(), message: failure.message }
+        }
+        err => Error::step(format!("container {}", container.id.short()), "start it")(err),
+    })
+}
+
+/// Ends a container: its stop signal, then SIGKILL to every process of it at the deadline. Returns when the exit is in
+/// the pod's view. The deadline may be drawn nearer while this runs.
+pub(crate) async fn stop(
+    host: &Host,
+    supervisor: &Supervisor,
+    container: &Container,
+    cgroup: &str,
+    mut view: watch::Receiver<Arc<PodView>>,
+    mut deadline: watch::Receiver<Instant>,
+) -> Result<(), Error> {
+    let id = &container.id;
+    let running = matches!(container.state, ContainerState::Running { .. });
+    // A process at the exec gate runs no program yet that could handle a signal.
+    if running && *deadline.borrow_and_update() > Instant::now() {
+        signal(supervisor, id, container.stop_signal, false).await?;
+        let graceful = async {
+            loop {
+                let end = *deadline.borrow_and_update();
+                tokio::select! {
+                    // Both may be dropped and asked again: nothing is lost.
+                    () = exited(&mut view, id) => return true,
+                    () = tokio::time::sleep_until(end.into()) => return false,
+                    Ok(()) = deadline.changed() => {}
+                }
+            }
+        };
+        if graceful.await {
+            return Ok(());
+        }
+    }
+    signal(supervisor, id, Signal::KILL.as_raw(), true).await?;
+    match timeout(AFTER_SIGKILL, exited(&mut view, id)).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(Error::Unkillable { id: id.clone(), survivors: survivors(host, cgroup) }),
+    }
+}
+
+async fn signal(supervisor: &Supervisor, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
+    match supervisor.signal(id.as_str(), signal, all).await {
+        // Gone in the meantime: the exit is on its way.
+        Err(CallError::Failed(failure)) if matches!(failure.kind(), Kind::NotFound | Kind::WrongState) => {
+            Ok(())
+        }
+        result => result.map_err(Error::step(format!("container {}", id.short()), "signal it")),
+    }
+}
+
+/// Waits until the pod's view shows the container as ended or no longer has it.
+async fn exited(view: &mut watch::Receiver<Arc<PodView>>, id: &ContainerId) {
+    let ended = |view: &Arc<PodView>| {
+        !matches!(
+            view.containers.get(id).map(|container| &container.state),
+            Some(ContainerState::Created { .. } | ContainerState::Running { .. })
+        )
+    };
+    // An error means that the pod's task is gone, and the pod with it.
+    drop(view.wait_for(ended).await);
+}
+
+/// "pid 12 (dd, state D, waiting in nfs_wait)" for each process left in a cgroup.
+fn survivors(host: &Host, cgroup: &str) -> String {
+    let pids = host.cgroups.at(cgroup).and_then(|cgroup| cgroup.pids()).unwrap_or_default();
+    let lines: Vec<String> = pids
+        .iter()
+        .filter_map(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+            let state = rest.trim_start().chars().next()?;
+            let waits = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+            Some(format!("pid {pid} ({name}, state {state}, waiting in {waits})"))
+        })
+        .collect();
+    match lines.is_empty() {
+        true => "the kernel shows no process of it any more; ask again".to_owned(),
+        false => lines.join(", "),
+    }
+}
