@@ -1,1 +1,23 @@
+//! The berth daemon: everything between the command line and the sandbox manager.
+//!
+//! Owns the configuration, the socket, the locks that keep a second daemon away, the layers around every call
+//! (log, deadline, admission), the translation between CRI messages and the crates below, start-up and shutdown.
+//! It never decides anything about a pod, a container or an image: the handlers translate and delegate.
+//!
+//! What a call passes, outermost first: `rpc::trace` (a span and one line at the end), `rpc::deadline`,
+//! `rpc::admission`, then the handler in `runtime_service` or `image_service`.
 
+pub mod app;
+pub mod args;
+pub mod config;
+pub mod error;
+mod image_service;
+pub mod lock;
+pub mod notify;
+pub mod rpc;
+mod runtime_service;
+pub mod server;
+pub mod services;
+pub mod signal;
+pub mod socket;
+pub mod telemetry;

@@ -1,0 +1,184 @@
+//! The configuration in force as a file that, given back, means the same: `berthd config`.
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use toml::Value;
+
+use super::{CgroupDriver, Config, Images, Limits, LogFormat, Network, RuntimeHandler};
+
+impl Config {
+    /// TOML with every key, each under a line about what it does.
+    pub fn to_toml(&self) -> String {
+        let mut page = Page(String::new());
+        self.top(&mut page);
+        self.handlers(&mut page);
+        self.network.write(&mut page);
+        self.images.write(&mut page);
+        self.limits.write(&mut page);
+        page.0
+    }
+
+    fn top(&self, page: &mut Page) {
+        page.key("Folder for what survives a reboot: images and records.", "root", path(&self.root));
+        page.key(
+            "Folder for what does not: supervisors' sockets and exit statuses.",
+            "state",
+            path(&self.state),
+        );
+        let listen = format!("unix://{}", self.socket.display());
+        page.key("The socket to serve CRI on: unix://PATH.", "listen", listen);
+        page.key(
+            "error, warn, info, debug or trace; or by module: info,berth_image=debug.",
+            "log_level",
+            &*self.log.level,
+        );
+        page.key(
+            "text for people, json for collectors; on stderr.",
+            "log_format",
+            match self.log.format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            },
+        );
+        page.key(
+            "A folder per registry host with a hosts.toml (mirrors, CAs), in containerd's format. May be absent.",
+            "registry_config_dir",
+            path(&self.registry_config_dir),
+        );
+        page.key(
+            "Cgroup of pods whose caller names no parent, below each hierarchy's root.",
+            "cgroup_root",
+            &*self.cgroup_root,
+        );
+        page.key(
+            "Who makes cgroups; kubelet is told. Only cgroupfs.",
+            "cgroup_driver",
+            match self.cgroup_driver {
+                CgroupDriver::Cgroupfs => "cgroupfs",
+            },
+        );
+        page.key(
+            "The berth-pod binary; without this key, the one beside berthd.",
+            "supervisor",
+            path(&self.supervisor),
+        );
+        page.key(
+            "The handler of pods that name none.",
+            "default_runtime_handler",
+            &*self.default_runtime_handler,
+        );
+    }
+
+    fn handlers(&self, page: &mut Page) {
+        for (name, handler) in &self.runtime_handlers {
+            page.section(&format!("runtime_handlers.{name}"));
+            match handler {
+                RuntimeHandler::Native => page.key("berth's own launcher.", "native", true),
+                RuntimeHandler::External { path: binary } => {
+                    page.key("An OCI runtime binary.", "path", path(binary))
+                }
+            }
+        }
+    }
+}
+
+impl Network {
+    fn write(&self, page: &mut Page) {
+        page.section("network");
+        page.key(
+            "When a conflist lies here, CNI makes pods' networks; otherwise the built-in bridge does. Watched.",
+            "cni_conf_dir",
+            path(&self.cni_conf_dir),
+        );
+        let dirs: Vec<_> = self.cni_bin_dirs.iter().map(|dir| path(dir)).collect();
+        page.key("Where CNI plugins are looked for, in this order.", "cni_bin_dirs", dirs);
+        page.key("The built-in bridge's interface.", "bridge", &*self.bridge);
+        page.key(
+            "The built-in bridge's IPv4 subnet, /8 to /29.",
+            "ipv4_subnet",
+            self.ipv4_subnet.to_string(),
+        );
+        let ipv6 = self.ipv6_subnet.map(|net| net.to_string()).unwrap_or_default();
+        page.key("Its IPv6 subnet, /48 to /120; empty for pods without IPv6.", "ipv6_subnet", ipv6);
+        let mtu = self.mtu.map_or(0, |mtu| i64::from(mtu.get()));
+        page.key(
+            "Bytes, of the bridge and its pods; 0 for that of the default route's interface.",
+            "mtu",
+            mtu,
+        );
+    }
+}
+
+impl Images {
+    fn write(&self, page: &mut Page) {
+        page.section("images");
+        page.key(
+            "Blobs fetched at the same time, over all pulls.",
+            "max_parallel_downloads",
+            number(self.max_parallel_downloads.get()),
+        );
+        page.key(
+            "A pull that receives nothing for so long fails.",
+            "progress_timeout",
+            duration(self.progress_timeout),
+        );
+    }
+}
+
+impl Limits {
+    fn write(&self, page: &mut Page) {
+        page.section("limits");
+        page.key(
+            "Calls worked on at the same time; more are refused with RESOURCE_EXHAUSTED, except Version and Status.",
+            "max_rpcs",
+            number(self.max_rpcs.get()),
+        );
+        page.key(
+            "Bytes that ExecSync keeps of each of stdout and stderr; the rest is dropped. At most 16777216.",
+            "exec_output_bytes",
+            number(self.exec_output_bytes.get()),
+        );
+        page.key(
+            "For each run of an external OCI runtime's binary.",
+            "runtime_timeout",
+            duration(self.runtime_timeout),
+        );
+    }
+}
+
+/// The file being written.
+struct Page(String);
+
+impl Page {
+    fn section(&mut self, name: &str) {
+        self.line(format_args!("\n[{name}]"));
+    }
+
+    fn key(&mut self, about: &str, key: &str, value: impl Into<Value>) {
+        self.line(format_args!("# {about}\n{key} = {}", value.into()));
+    }
+
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        writeln!(self.0, "{line}").expect("a String takes everything");
+    }
+}
+
+/// TOML is Unicode, and so were the file and the flags that the path came from.
+fn path(path: &std::path::Path) -> String {
+    path.display().to_string()
+}
+
+fn number(number: usize) -> i64 {
+    i64::try_from(number).expect("limits are far below i64::MAX")
+}
+
+fn duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    match (millis % 3_600_000, millis % 60_000, millis % 1_000) {
+        (0, _, _) => format!("{}h", millis / 3_600_000),
+        (_, 0, _) => format!("{}m", millis / 60_000),
+        (_, _, 0) => format!("{}s", millis / 1_000),
+        _ => format!("{millis}ms"),
+    }
+}

@@ -1,0 +1,15 @@
+//! What every call passes on its way to a handler, so that no handler repeats it.
+
+mod admission;
+mod deadline;
+mod method;
+mod subject;
+mod trace;
+mod unbuilt;
+
+pub use self::admission::{Admission, AdmissionLayer};
+pub use self::deadline::{Deadline, DeadlineLayer};
+pub(crate) use self::method::Method;
+pub use self::subject::{Subject, received};
+pub use self::trace::{Trace, TraceLayer};
+pub(crate) use self::unbuilt::unbuilt;

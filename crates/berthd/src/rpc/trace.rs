@@ -1,0 +1,142 @@
+//! A span around every call, and one line at its end: who asked what about whom, how long it took, how it ended.
+//!
+//! An error is logged here and nowhere else: its status carries the whole chain of causes, and this is where the daemon
+//! stops passing it on.
+
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, Response};
+use http_body_util::BodyExt;
+use tonic::body::Body;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, error, error_span, info, warn};
+
+use super::Method;
+
+/// Makes [`Trace`] services.
+#[derive(Clone, Copy, Debug)]
+pub struct TraceLayer;
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+
+    fn layer(&self, inner: S) -> Trace<S> {
+        Trace { inner }
+    }
+}
+
+/// Logs calls.
+#[derive(Clone, Debug)]
+pub struct Trace<S> {
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Trace<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let method = Method::of(request.uri().path());
+        let span = rpc_span(method, &request);
+        let mut outcome = Outcome::new(method, span.clone());
+        let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
+        Box::pin(async move {
+            let response = answer.await?;
+            // An error without a message ends in the head; everything else in the trailers, after the last message.
+            if outcome.settle(response.headers()) {
+                return Ok(response);
+            }
+            Ok(response.map(|body| {
+                Body::new(body.inspect_frame(move |frame| {
+                    if let Some(trailers) = frame.trailers_ref() {
+                        outcome.settle(trailers);
+                    }
+                }))
+            }))
+        })
+    }
+}
+
+/// On the level of errors, because a span below the configured level would not name the call of an error either.
+fn rpc_span(method: Method<'_>, request: &Request<Body>) -> Span {
+    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|peer| peer.peer_cred?.pid());
+    error_span!(
+        "rpc",
+        method = method.name(),
+        peer.pid = peer,
+        pod.id = Empty,
+        pod.namespace = Empty,
+        pod.name = Empty,
+        container.id = Empty,
+        container.name = Empty,
+        image.ref = Empty,
+    )
+}
+
+/// The line at the end, written once; by `drop` when the caller went away before.
+#[derive(Debug)]
+struct Outcome {
+    span: Span,
+    began: Instant,
+    is_read: bool,
+    settled: bool,
+}
+
+impl Outcome {
+    fn new(method: Method<'_>, span: Span) -> Self {
+        Self { span, began: Instant::now(), is_read: method.is_read(), settled: false }
+    }
+
+    /// Writes the line when these headers or trailers say how the call ended. True when they do.
+    fn settle(&mut self, headers: &HeaderMap) -> bool {
+        let Some(status) = Status::from_header_map(headers) else { return false };
+        if !self.settled {
+            self.settled = true;
+            let _in_span = self.span.enter();
+            log(status.code(), status.message(), self.is_read, self.began.elapsed());
+        }
+        true
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        if !self.settled {
+            let _in_span = self.span.enter();
+            debug!(latency_ms = millis(self.began.elapsed()), "the caller went away");
+        }
+    }
+}
+
+fn log(code: Code, message: &str, is_read: bool, latency: Duration) {
+    let latency_ms = millis(latency);
+    match code {
+        Code::Ok if is_read => debug!(latency_ms, ?code, "done"),
+        Code::Ok => info!(latency_ms, ?code, "done"),
+        // A race with removal, and the caller's own doing: nothing for the node's owner.
+        Code::NotFound if is_read => debug!(latency_ms, ?code, message, "failed"),
+        Code::Unimplemented | Code::Cancelled => debug!(latency_ms, ?code, message, "failed"),
+        Code::Internal | Code::Unknown | Code::DataLoss => error!(latency_ms, ?code, message, "failed"),
+        _ => warn!(latency_ms, ?code, message, "failed"),
+    }
+}
+
+/// With microseconds behind the point.
+fn millis(latency: Duration) -> f64 {
+    (latency.as_secs_f64() * 1e6).round() / 1e3
+}
