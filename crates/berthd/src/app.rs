@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::error::Chain;
 use crate::lock::{FolderLock, LockError};
 use crate::notify::Notifier;
 use crate::server;
@@ -59,12 +60,13 @@ pub async fn run(
     let bound = BoundSocket::bind(&config.socket).await?;
 
     let stopping = CancellationToken::new();
-    let services = Services::build(&config, stopping.clone()).await.map_err(AppError::Services)?;
+    let limits = config.limits.clone();
+    let services = Services::build(config.clone()).await.map_err(AppError::Services)?;
+    let network = services.runtime.network.clone();
 
     let (listener, _file) = bound.listen()?;
     let incoming = socket::incoming(listener);
-    let mut serving =
-        pin!(server::serve(services, &config.limits, incoming, stopping.clone().cancelled_owned()));
+    let mut serving = pin!(server::serve(services, &limits, incoming, stopping.clone().cancelled_owned()));
     info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -86,6 +88,9 @@ pub async fn run(
     match timeout(DRAIN, serving).await {
         Ok(ended) => ended?,
         Err(_) => warn!(deadline = ?DRAIN, "calls were still in flight; their callers have to repeat them"),
+    }
+    if let Err(error) = network.shutdown().await {
+        warn!(error = %Chain(&error), "the built-in network is left on the host");
     }
     info!(pid = std::process::id(), "ended");
     Ok(())

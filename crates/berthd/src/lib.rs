@@ -9,11 +9,14 @@
 
 pub mod app;
 pub mod args;
+mod clock;
+mod code;
 pub mod config;
 pub mod error;
 mod image_service;
 pub mod lock;
 pub mod notify;
+mod reply;
 pub mod rpc;
 mod runtime_service;
 pub mod server;

@@ -1,18 +1,49 @@
 //! CRI's RuntimeService: translates requests, delegates, translates answers.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use berth_cri::runtime::v1::runtime_service_server::RuntimeService;
 use berth_cri::runtime::v1::*;
+use berth_network::Network;
+use berth_sandbox_manager::SandboxManager;
 use futures::stream::BoxStream;
-use tonic::Status;
+use tonic::{Request, Response, Status};
 
-use crate::rpc::unbuilt;
+use crate::clock::unix_nanos;
+use crate::code::Coded;
+use crate::config::Config;
+use crate::reply::{node, pods as reply};
+use crate::rpc::{received, unbuilt};
 
 /// Messages of a streaming answer.
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
 
 /// The service's handlers.
 #[derive(Debug)]
-pub(crate) struct RuntimeHandlers;
+pub(crate) struct RuntimeHandlers {
+    pub(crate) config: Arc<Config>,
+    pub(crate) manager: SandboxManager,
+    pub(crate) network: Network,
+}
+
+impl RuntimeHandlers {
+    fn list_sandboxes(&self, filter: Option<PodSandboxFilter>) -> Vec<PodSandbox> {
+        let filter = filter.unwrap_or_default();
+        let views = self.manager.sandboxes();
+        let fitting = views.iter().filter(|view| reply::sandbox_fits(&view.sandbox, &filter));
+        fitting.map(|view| reply::sandbox(&view.sandbox)).collect()
+    }
+
+    fn list_all_containers(&self, filter: Option<ContainerFilter>) -> Vec<Container> {
+        let filter = filter.unwrap_or_default();
+        let views = self.manager.sandboxes();
+        let all = views.iter().flat_map(|view| view.containers.values());
+        all.filter(|container| reply::container_fits(container, &filter))
+            .map(|container| reply::container(container))
+            .collect()
+    }
+}
 
 #[tonic::async_trait]
 impl RuntimeService for RuntimeHandlers {
@@ -23,25 +54,188 @@ impl RuntimeService for RuntimeHandlers {
     type StreamPodSandboxMetricsStream = Messages<StreamPodSandboxMetricsResponse>;
     type GetContainerEventsStream = Messages<ContainerEventResponse>;
 
+    async fn version(&self, request: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
+        received(request);
+        Ok(Response::new(node::version()))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let verbose = received(request).verbose;
+        let network = self.network.status();
+        let mut status = node::status(&self.manager, &network);
+        if verbose {
+            status.info = node::status_info(&self.config, &network);
+        }
+        Ok(Response::new(status))
+    }
+
+    async fn runtime_config(
+        &self,
+        request: Request<RuntimeConfigRequest>,
+    ) -> Result<Response<RuntimeConfigResponse>, Status> {
+        received(request);
+        Ok(Response::new(node::runtime_config(&self.config)))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
+        let network = received(request).runtime_config.and_then(|config| config.network_config);
+        let cidr = network.unwrap_or_default().pod_cidr;
+        self.network.set_pod_cidr(&cidr).await.map_err(Coded::into_status)?;
+        Ok(Response::new(UpdateRuntimeConfigResponse {}))
+    }
+
+    // --- Sandboxes
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<RunPodSandboxRequest>,
+    ) -> Result<Response<RunPodSandboxResponse>, Status> {
+        let request = received(request);
+        let config = request.config.unwrap_or_default();
+        let id =
+            self.manager.run_sandbox(config, &request.runtime_handler).await.map_err(Coded::into_status)?;
+        Ok(Response::new(RunPodSandboxResponse { pod_sandbox_id: id.to_string() }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Result<Response<StopPodSandboxResponse>, Status> {
+        let id = received(request).pod_sandbox_id;
+        self.manager.stop_sandbox(&id).await.map_err(Coded::into_status)?;
+        Ok(Response::new(StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Result<Response<RemovePodSandboxResponse>, Status> {
+        let id = received(request).pod_sandbox_id;
+        self.manager.remove_sandbox(&id).await.map_err(Coded::into_status)?;
+        Ok(Response::new(RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Result<Response<PodSandboxStatusResponse>, Status> {
+        let request = received(request);
+        let view = self.manager.sandbox(&request.pod_sandbox_id).map_err(Coded::into_status)?;
+        let mut status = reply::sandbox_status(&view, unix_nanos());
+        if request.verbose {
+            status.info = reply::sandbox_info(&view);
+        }
+        Ok(Response::new(status))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Result<Response<ListPodSandboxResponse>, Status> {
+        let items = self.list_sandboxes(received(request).filter);
+        Ok(Response::new(ListPodSandboxResponse { items }))
+    }
+
+    // --- Containers
+
+    /// The sandbox's config is known since RunPodSandbox; what the request repeats of it may have changed and is not
+    /// looked at.
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Result<Response<CreateContainerResponse>, Status> {
+        let request = received(request);
+        let config = request.config.unwrap_or_default();
+        let created = self.manager.create_container(&request.pod_sandbox_id, config).await;
+        let id = created.map_err(Coded::into_status)?;
+        Ok(Response::new(CreateContainerResponse { container_id: id.to_string() }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Result<Response<StartContainerResponse>, Status> {
+        let id = received(request).container_id;
+        self.manager.start_container(&id).await.map_err(Coded::into_status)?;
+        Ok(Response::new(StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<StopContainerRequest>,
+    ) -> Result<Response<StopContainerResponse>, Status> {
+        let request = received(request);
+        let grace = seconds(request.timeout);
+        self.manager.stop_container(&request.container_id, grace).await.map_err(Coded::into_status)?;
+        Ok(Response::new(StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Result<Response<RemoveContainerResponse>, Status> {
+        let id = received(request).container_id;
+        self.manager.remove_container(&id).await.map_err(Coded::into_status)?;
+        Ok(Response::new(RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let containers = self.list_all_containers(received(request).filter);
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Result<Response<ContainerStatusResponse>, Status> {
+        let request = received(request);
+        let (_, container) = self.manager.container(&request.container_id).map_err(Coded::into_status)?;
+        let info = match request.verbose {
+            false => Default::default(),
+            true => {
+                let spec = self.manager.oci_spec(&container).await.map_err(Coded::into_status)?;
+                reply::container_info(&container, spec.as_deref())
+            }
+        };
+        let status = Some(reply::container_status(&container));
+        Ok(Response::new(ContainerStatusResponse { status, info }))
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<ExecSyncRequest>,
+    ) -> Result<Response<ExecSyncResponse>, Status> {
+        let request = received(request);
+        let limit = Some(seconds(request.timeout)).filter(|limit| !limit.is_zero());
+        let done = self.manager.exec_sync(&request.container_id, &request.cmd, limit).await;
+        let output = done.map_err(Coded::into_status)?;
+        Ok(Response::new(ExecSyncResponse {
+            stdout: output.stdout,
+            stderr: output.stderr,
+            exit_code: output.exit_code,
+        }))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Result<Response<ReopenContainerLogResponse>, Status> {
+        let id = received(request).container_id;
+        self.manager.reopen_log(&id).await.map_err(Coded::into_status)?;
+        Ok(Response::new(ReopenContainerLogResponse {}))
+    }
+
     unbuilt! {
-        Version: version(VersionRequest) -> VersionResponse;
-        RunPodSandbox: run_pod_sandbox(RunPodSandboxRequest) -> RunPodSandboxResponse;
-        StopPodSandbox: stop_pod_sandbox(StopPodSandboxRequest) -> StopPodSandboxResponse;
-        RemovePodSandbox: remove_pod_sandbox(RemovePodSandboxRequest) -> RemovePodSandboxResponse;
-        PodSandboxStatus: pod_sandbox_status(PodSandboxStatusRequest) -> PodSandboxStatusResponse;
-        ListPodSandbox: list_pod_sandbox(ListPodSandboxRequest) -> ListPodSandboxResponse;
         StreamPodSandboxes: stream_pod_sandboxes(StreamPodSandboxesRequest) -> Self::StreamPodSandboxesStream;
-        CreateContainer: create_container(CreateContainerRequest) -> CreateContainerResponse;
-        StartContainer: start_container(StartContainerRequest) -> StartContainerResponse;
-        StopContainer: stop_container(StopContainerRequest) -> StopContainerResponse;
-        RemoveContainer: remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
-        ListContainers: list_containers(ListContainersRequest) -> ListContainersResponse;
         StreamContainers: stream_containers(StreamContainersRequest) -> Self::StreamContainersStream;
-        ContainerStatus: container_status(ContainerStatusRequest) -> ContainerStatusResponse;
         UpdateContainerResources: update_container_resources(UpdateContainerResourcesRequest)
             -> UpdateContainerResourcesResponse;
-        ReopenContainerLog: reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
-        ExecSync: exec_sync(ExecSyncRequest) -> ExecSyncResponse;
         Exec: exec(ExecRequest) -> ExecResponse;
         Attach: attach(AttachRequest) -> AttachResponse;
         PortForward: port_forward(PortForwardRequest) -> PortForwardResponse;
@@ -53,8 +247,6 @@ impl RuntimeService for RuntimeHandlers {
         ListPodSandboxStats: list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
         StreamPodSandboxStats: stream_pod_sandbox_stats(StreamPodSandboxStatsRequest)
             -> Self::StreamPodSandboxStatsStream;
-        UpdateRuntimeConfig: update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
-        Status: status(StatusRequest) -> StatusResponse;
         CheckpointContainer: checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
         CheckpointPod: checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
         RestorePod: restore_pod(RestorePodRequest) -> RestorePodResponse;
@@ -65,8 +257,12 @@ impl RuntimeService for RuntimeHandlers {
             -> ListPodSandboxMetricsResponse;
         StreamPodSandboxMetrics: stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest)
             -> Self::StreamPodSandboxMetricsStream;
-        RuntimeConfig: runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse;
         UpdatePodSandboxResources: update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest)
             -> UpdatePodSandboxResourcesResponse;
     }
+}
+
+/// CRI's whole seconds; zero or less means none.
+fn seconds(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }

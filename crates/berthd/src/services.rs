@@ -1,10 +1,16 @@
 //! Everything behind the socket, built in one place.
 
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
+use berth_image::{ImageConfig, Images};
+use berth_network::{Network, NetworkConfig};
+use berth_sandbox_manager::{Handler, ManagerConfig, SandboxManager};
+use berth_store::{Durability, Store};
 
-use crate::config::Config;
+use crate::config::{Config, RuntimeHandler};
 use crate::image_service::ImageHandlers;
 use crate::runtime_service::RuntimeHandlers;
 
@@ -19,14 +25,67 @@ impl Services {
     /// Opens stores, recovers pods, makes the handlers. Nobody can connect before this is done: kubelet takes an
     /// empty list for "all pods are gone", and no answer for what it is.
     ///
-    /// `stopping` is cancelled when the daemon ends; streams that would never end by themselves end with it.
-    ///
     /// # Errors
     /// Whatever keeps the daemon from working at all.
-    pub async fn build(
-        _config: &Config,
-        _stopping: CancellationToken,
-    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        Ok(Self { runtime: RuntimeHandlers, images: ImageHandlers })
+    pub async fn build(config: Config) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let image_records = config.root.join("images.redb");
+        let pod_records = config.root.join("pods.redb");
+        let image_config = image_config(&config);
+        let (images, pods) = tokio::task::spawn_blocking(move || {
+            // Images survive a power loss, pods do not.
+            let images = Images::open(image_config, Store::open(&image_records, Durability::Flushed)?)?;
+            let pods = Store::open(&pod_records, Durability::Background)?;
+            Ok::<_, Box<dyn Error + Send + Sync>>((images, pods))
+        })
+        .await??;
+        let network = Network::start(network_config(&config), pods.clone()).await?;
+        let manager =
+            SandboxManager::start(manager_config(&config), images.clone(), network.clone(), pods).await?;
+        let config = Arc::new(config);
+        Ok(Self { runtime: RuntimeHandlers { config, manager, network }, images: ImageHandlers { images } })
+    }
+}
+
+fn image_config(config: &Config) -> ImageConfig {
+    ImageConfig {
+        root: config.root.clone(),
+        registry_config_dir: config.registry_config_dir.clone(),
+        max_parallel_downloads: config.images.max_parallel_downloads.get(),
+        progress_timeout: config.images.progress_timeout,
+    }
+}
+
+fn network_config(config: &Config) -> NetworkConfig {
+    let network = &config.network;
+    NetworkConfig {
+        state: config.state.clone(),
+        cni_conf_dir: network.cni_conf_dir.clone(),
+        cni_bin_dirs: network.cni_bin_dirs.clone(),
+        bridge: network.bridge.clone(),
+        ipv4_subnet: network.ipv4_subnet,
+        ipv6_subnet: network.ipv6_subnet,
+        mtu: network.mtu.map(NonZeroU32::get),
+    }
+}
+
+fn manager_config(config: &Config) -> ManagerConfig {
+    let handlers = config.runtime_handlers.iter().map(|(name, handler)| (name.clone(), launcher(handler)));
+    let default = config.runtime_handlers.get(&config.default_runtime_handler).map(launcher);
+    let unnamed = default.map(|handler| (String::new(), handler));
+    ManagerConfig {
+        root: config.root.clone(),
+        state: config.state.clone(),
+        supervisor: config.supervisor.clone(),
+        cgroup_root: config.cgroup_root.clone(),
+        handlers: handlers.chain(unnamed).collect::<BTreeMap<_, _>>(),
+        exec_output_limit: config.limits.exec_output_bytes.get(),
+        external_timeout: config.limits.runtime_timeout,
+    }
+}
+
+fn launcher(handler: &RuntimeHandler) -> Handler {
+    match handler {
+        RuntimeHandler::Native => Handler::Native,
+        RuntimeHandler::External { path } => Handler::External { path: path.clone() },
     }
 }

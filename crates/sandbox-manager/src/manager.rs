@@ -21,7 +21,7 @@ use crate::{
     host::Host,
     pod::{Pod, PodHandle, Reply, Request, state_name},
     recovery,
-    sandbox::cgroup_parent,
+    sandbox::{cgroup_parent, check_user_namespace},
 };
 
 /// All pods of the node.
@@ -81,6 +81,17 @@ impl SandboxManager {
         Ok(Self { host, directory })
     }
 
+    /// Names of the runtime handlers that pods may ask for; the empty one is the default.
+    pub fn handler_names(&self) -> impl Iterator<Item = &str> {
+        self.host.config.handlers.keys().map(String::as_str)
+    }
+
+    /// Whether this kernel can make a mount read-only with all mounts below it (mount_setattr(2)).
+    #[must_use]
+    pub fn mounts_read_only_recursively(&self) -> bool {
+        self.host.facts.kernel >= (5, 12)
+    }
+
     /// Makes a pod sandbox. A repeated call with the same metadata joins the one in flight, or returns its result.
     ///
     /// # Errors
@@ -91,6 +102,7 @@ impl SandboxManager {
             .clone()
             .ok_or_else(|| Error::Invalid { field: "config.metadata", why: "must be set".to_owned() })?;
         self.host.handler(handler)?;
+        check_user_namespace(&config)?;
         let id = SandboxId::generate();
         let cgroup_parent = cgroup_parent(&config, &id, &self.host.config.cgroup_root)?;
         let sandbox = Sandbox {

@@ -15,6 +15,7 @@ use berth_cri::{
     berth::v1::{PodSetup, SandboxRecord, sandbox_record::Phase},
     runtime::v1::{
         NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, Protocol as CriProtocol,
+        UserNamespace,
     },
 };
 use berth_network::{AttachRequest, PodIdentity, PortMapping, Protocol};
@@ -423,6 +424,20 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Refuses a pod that asks for user ids of its own, rather than run it with the host's.
+pub(crate) fn check_user_namespace(config: &PodSandboxConfig) -> Result<(), Error> {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let options = security.and_then(|security| security.namespace_options.as_ref());
+    match options.and_then(|options| options.userns_options.as_ref()).map(UserNamespace::mode) {
+        None | Some(NamespaceMode::Node) => Ok(()),
+        Some(NamespaceMode::Pod) => Err(Error::Unsupported("a user namespace for a pod".to_owned())),
+        Some(NamespaceMode::Container | NamespaceMode::Target) => Err(Error::Invalid {
+            field: "config.linux.security_context.namespace_options.userns_options.mode",
+            why: "must be POD or NODE".to_owned(),
+        }),
     }
 }
 

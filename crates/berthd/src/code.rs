@@ -1,0 +1,97 @@
+//! Which gRPC code an error becomes: the one place that knows. kubelet acts on few of them (`NotFound`,
+//! `DeadlineExceeded`, `Unimplemented`, `Unknown` in front of well-known texts); the rest is for people.
+
+use std::error::Error as StdError;
+
+use berth_image::{DiskError, PullError, ReferenceError, RemoveError};
+use berth_network::PodCidrError;
+use berth_sandbox_manager::Error as PodError;
+use tonic::{Code, Status};
+
+use crate::error::Chain;
+
+/// What kubelet looks for at the beginning of a PullImage error (cri-api, `pkg/errors`). It strips the code from the
+/// text only when that is `Unknown`.
+const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+
+/// An error that knows its gRPC code.
+pub(crate) trait Coded: StdError + Sized + 'static {
+    fn code(&self) -> Code;
+
+    /// The status with the whole chain of causes.
+    fn into_status(self) -> Status {
+        Status::new(self.code(), Chain(&self).to_string())
+    }
+}
+
+impl Coded for PodError {
+    fn code(&self) -> Code {
+        match self {
+            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) | Self::ImageNotPresent(_) => {
+                Code::NotFound
+            }
+            Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Unsupported(_) => Code::Unimplemented,
+            Self::NameTaken { .. } => Code::AlreadyExists,
+            Self::WrongState { .. } => Code::FailedPrecondition,
+            Self::Busy(_) | Self::Gone(_) => Code::Unavailable,
+            Self::ExecTimeout { .. } => Code::DeadlineExceeded,
+            Self::CannotExecute { .. } | Self::Unkillable { .. } | Self::Step { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for PullError {
+    fn code(&self) -> Code {
+        match self {
+            Self::InvalidReference(_) | Self::Credentials { .. } => Code::InvalidArgument,
+            Self::Configuration { .. } | Self::NotAnImage { .. } | Self::LayerRejected { .. } => {
+                Code::FailedPrecondition
+            }
+            Self::NotFound { .. } => Code::NotFound,
+            Self::Unauthenticated { .. } => Code::Unauthenticated,
+            Self::RegistryUnavailable { .. } | Self::Timeout { .. } => Code::Unknown,
+            Self::NoSpace { .. } => Code::ResourceExhausted,
+            Self::Damaged { .. } => Code::DataLoss,
+            Self::Registry { .. } | Self::Disk { .. } | Self::Record { .. } => Code::Internal,
+        }
+    }
+
+    fn into_status(self) -> Status {
+        let text = Chain(&self).to_string();
+        match self.code() {
+            Code::Unknown => Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {text}")),
+            code => Status::new(code, text),
+        }
+    }
+}
+
+impl Coded for ReferenceError {
+    fn code(&self) -> Code {
+        Code::InvalidArgument
+    }
+}
+
+impl Coded for RemoveError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Reference(_) => Code::InvalidArgument,
+            Self::Record { .. } | Self::Disk(_) | Self::Task(_) => Code::Internal,
+        }
+    }
+}
+
+impl Coded for DiskError {
+    fn code(&self) -> Code {
+        Code::Internal
+    }
+}
+
+impl Coded for PodCidrError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Store(_) | Self::Thread(_) => Code::Internal,
+        }
+    }
+}
