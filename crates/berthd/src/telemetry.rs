@@ -8,10 +8,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat};
 
+/// Libraries that tell of every frame and every connection from `debug` on: nothing a node's owner asks for with it.
+/// Naming one in `log_level` wins, since the last directive for a module counts.
+const QUIET: &str = "h2=info,hyper=info,hyper_util=info,tonic=info,tower=info,reqwest=info,rustls=info";
+
 /// Installs the process's subscriber. Only the configuration counts, no environment variable does.
 pub fn init(log: &Log) {
     // The level has been checked; what EnvFilter still might not like falls back to its default, errors only.
-    let filter = EnvFilter::builder().parse_lossy(&log.level);
+    let filter = EnvFilter::builder().parse_lossy(format!("{QUIET},{}", log.level));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let installed = match log.format {

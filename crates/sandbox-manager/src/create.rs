@@ -147,6 +147,7 @@ impl Creation {
         self.warn(prepared.warnings);
         self.limit(&cgroup, &prepared.spec).await?;
         self.write_spec(&prepared.spec).await?;
+        self.make_log_folder().await?;
         let pid = timeline
             .step(format!("container {name}: process"), self.process(&prepared.spec, &cgroup, rootfs, pid))
             .await?;
@@ -332,6 +333,17 @@ impl Creation {
         })
         .await
         .map_err(self.step("write its OCI spec"))
+    }
+
+    /// kubelet makes it before it asks; people with crictl do not.
+    async fn make_log_folder(&self) -> Result<(), Error> {
+        let path = PathBuf::from(log_path(&self.pod.sandbox.config.log_directory, &self.config.log_path)?);
+        match path.parent().map(Path::to_owned) {
+            None => Ok(()),
+            Some(folder) => blocking(move || fs::create_dir_all(folder))
+                .await
+                .map_err(self.step("make the folder of its log")),
+        }
     }
 
     async fn process(

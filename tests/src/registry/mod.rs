@@ -71,9 +71,14 @@ impl Registry {
             .enable_all()
             .build()
             .context("starting the registry's runtime")?;
-        let listener =
-            runtime.block_on(TcpListener::bind("127.0.0.1:0")).context("binding the registry's port")?;
+        // By std: the caller may itself be in a runtime, where blocking on another one is not allowed.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").context("binding the registry's port")?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
+        let listener = {
+            let _runtime = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
         let shared = Shared::default();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn({
