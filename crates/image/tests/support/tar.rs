@@ -1,7 +1,7 @@
 //! Archives written by hand, so that they can be as wrong as a test wants.
 
 /// An archive being written.
-#[derive(Default, Clone)]
+#[derive(Debug, Default, Clone)]
 pub struct Tar {
     bytes: Vec<u8>,
     pax: Vec<(String, Vec<u8>)>,
