@@ -1,0 +1,38 @@
+# Everything a person types here. Binaries go to target/release; tests run in the dev profile (see tests/all).
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build run bench lint fuzz deps clean
+
+bin := target/release
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## a pod from pull to removal with crictl, on a daemon of its own
+	tests/demo/run $(bin)
+
+test: deps ## format, lints, all tests, a short fuzz and the demo
+	tests/all
+
+# One selection of packages everywhere, so that no crate is built twice with other features.
+build: deps ## release binaries, in target/release
+	cargo build --release --locked --workspace --bins
+
+run: build ## the daemon on its default paths, in the foreground; ARGS='--log-level debug'
+	$(bin)/berthd $(ARGS)
+
+bench: build ## the benchmark; ARGS=--help says what it measures
+	BERTH_BIN_DIR=$(CURDIR)/$(bin) $(bin)/berth-bench $(ARGS)
+
+lint: deps ## format and clippy
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+fuzz: deps ## the layer unpacker for a minute; ARGS=-max_total_time=3600 for longer
+	fuzz/run unpack $(ARGS)
+
+deps: ## the Debian packages that all of this takes, where they are missing
+	@tests/install-deps
+
+clean: ## all that was built
+	cargo clean
