@@ -1,6 +1,10 @@
 //! Pods, containers and images through CRI, with just enough convenience that a test reads as what it checks.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_cri::v1::{
@@ -92,10 +96,17 @@ impl Node {
                 attempt: 0,
             }),
             hostname: name.to_owned(),
-            log_directory: self.dir().join("logs").join(name).display().to_string(),
+            log_directory: self.new_log_folder(name).display().to_string(),
             linux: Some(LinuxPodSandboxConfig::default()),
             ..PodSandboxConfig::default()
         }
+    }
+
+    /// A log folder that no pod before had: logs outlive their containers.
+    fn new_log_folder(&self, name: &str) -> PathBuf {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        self.dir().join("logs").join(format!("{name}-{number}"))
     }
 
     /// Runs a pod with the default handler.

@@ -56,6 +56,13 @@ fn on_recorded_node(body: impl AsyncFnOnce(&Node) -> Result<()>) {
         let plugin = folder.join("recorder");
         fs::write(&plugin, RECORDER.replace("@DIR@", &node.dir().display().to_string()))?;
         fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755))?;
+        // As kubelet does: no pods before the network is ready.
+        wait_until("the plugin to be noticed", PATIENCE, async || {
+            let condition = network_condition(node).await?;
+            ensure!(condition.status, "{condition:?}");
+            Ok(())
+        })
+        .await?;
         body(node).await
     });
 }

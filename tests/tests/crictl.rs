@@ -71,7 +71,7 @@ fn a_pod_is_run_looked_at_and_removed_with_crictl() {
         .await?;
         ensure!(log == "hello from berth\n", "{log:?}");
         let hostname = node.crictl(&["exec", "--sync", &container[..13], "hostname"]).await?;
-        ensure!(hostname == "web\n", "{hostname:?}");
+        ensure!(hostname.trim_end() == "web", "{hostname:?}");
 
         node.crictl(&["stop", &container[..13]]).await?;
         let listed = node.crictl(&["ps", "--all"]).await?;

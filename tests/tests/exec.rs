@@ -105,7 +105,7 @@ fn it_runs_in_the_containers_cgroup_and_namespaces_and_confined_alike() {
         let container = pod.run(sleeper("main")).await?;
         let done = wait_until("both to be seen", PATIENCE, async || {
             let script = "cat /proc/self/cgroup /proc/1/cgroup | sort | uniq -c | grep -vc ' 2 '; \
-                          for n in cgroup ipc mnt net pid uts; do readlink /proc/1/ns/$n /proc/self/ns/$n | sort -u | wc -l; done; \
+                          for n in cgroup ipc mnt net pid uts; do (readlink /proc/1/ns/$n; readlink /proc/self/ns/$n) | sort -u | wc -l; done; \
                           for f in CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp; do grep -h ^$f: /proc/1/status /proc/self/status | sort -u | wc -l; done";
             container.exec(&["sh", "-c", script]).await
         })

@@ -156,7 +156,10 @@ fn a_daemon_killed_in_the_middle_keeps_what_it_answered_and_sweeps_the_rest() {
             for number in 0..20 {
                 let config = node.pod(&format!("pod-{round}-{number}"));
                 let again = node.run_pod(config).await?;
-                again.run(sleeper("main")).await?;
+                let main = again.create(sleeper("main")).await?;
+                if main.status().await?.state() != ContainerState::ContainerRunning {
+                    main.start().await?;
+                }
                 again.remove().await?;
                 answered.retain(|pod| pod.id != again.id);
             }

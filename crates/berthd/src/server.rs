@@ -34,12 +34,10 @@ pub(crate) async fn serve(
     incoming: impl Stream<Item = io::Result<UnixStream>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), transport::Error> {
-    let runtime = RuntimeServiceServer::new(services.runtime)
-        .max_decoding_message_size(MESSAGE_BYTES)
-        .max_encoding_message_size(MESSAGE_BYTES);
-    let images = ImageServiceServer::new(services.images)
-        .max_decoding_message_size(MESSAGE_BYTES)
-        .max_encoding_message_size(MESSAGE_BYTES);
+    // What is sent has no limit here: it is the caller who knows what it takes (kubelet: 16 MiB), and an ExecSync with
+    // two full streams is above that by CRI's own rule.
+    let runtime = RuntimeServiceServer::new(services.runtime).max_decoding_message_size(MESSAGE_BYTES);
+    let images = ImageServiceServer::new(services.images).max_decoding_message_size(MESSAGE_BYTES);
     let layers = ServiceBuilder::new() // the top line sees the call first
         .layer(TraceLayer)
         .layer(DeadlineLayer) // inside the log, which is to tell an expired deadline from a caller that went away

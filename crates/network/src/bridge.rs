@@ -341,7 +341,7 @@ impl Bridge {
         let mut filter = Socket::netfilter()?;
         let mut fabric = self.fabric.write().unwrap_or_else(PoisonError::into_inner);
         // Without a bridge there is nothing to sweep; it is not made for pods that may all be dead.
-        let Some(bridge) = self.find(&mut host)? else { return Ok(()) };
+        let Some(bridge) = self.find_ours(&mut host)? else { return Ok(()) };
         for port in host.ports_of(bridge.index)? {
             if port.is_ours() && !self.pods().leases.values().any(|lease| lease.veth == port.name) {
                 tracing::warn!(link = port.name, "removing a link that belongs to no pod");
@@ -352,6 +352,14 @@ impl Bridge {
         Ok(())
     }
 
+    /// The bridge, unless its name belongs to somebody else: then it is theirs, and nothing of ours to remove.
+    fn find_ours(&self, host: &mut Socket) -> Result<Option<Link>, BridgeError> {
+        match self.find(host) {
+            Err(BridgeError::NameTaken(_)) => Ok(None),
+            found => found,
+        }
+    }
+
     /// Removes bridge and table when no pod has a lease; says whether none had.
     pub(crate) fn remove_if_unused(&self) -> Result<bool, BridgeError> {
         let mut fabric = self.fabric.write().unwrap_or_else(PoisonError::into_inner);
@@ -360,7 +368,7 @@ impl Bridge {
         }
         *fabric = Fabric::Unknown;
         let mut host = Socket::route()?;
-        if let Some(bridge) = self.find(&mut host)? {
+        if let Some(bridge) = self.find_ours(&mut host)? {
             for port in host.ports_of(bridge.index)?.iter().filter(|port| port.is_ours()) {
                 absent_is_fine(host.transact(&[route::delete_link(&port.name)]))?;
             }

@@ -34,13 +34,24 @@ pub(crate) fn path(directory: &Path, id: &str) -> PathBuf {
 
 /// Mounts the namespace over a file.
 pub(crate) fn set(path: &Path, netns: &OwnedFd) -> Result<(), PinError> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(at("create directory", directory))?;
-    }
-    File::create(path).map_err(at("create", path))?;
+    create(path)?;
     let source = PathBuf::from(format!("/proc/thread-self/fd/{}", netns.as_raw_fd()));
     mount(Some(&source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(at("pin the network namespace at", path))
+}
+
+/// The file to mount over. Its directory may go with another sandbox's last pin in this very moment.
+fn create(path: &Path) -> Result<(), PinError> {
+    loop {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(at("create directory", directory))?;
+        }
+        match File::create(path) {
+            Ok(_) => return Ok(()),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => return Err(at("create", path)(err)),
+        }
+    }
 }
 
 /// Takes a pin away; an absent one is fine.
@@ -51,9 +62,14 @@ pub(crate) fn remove(path: &Path) -> Result<(), PinError> {
         Err(errno) => return Err(at("unmount", path)(errno)),
     }
     match fs::remove_file(path) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(err)),
-        _ => Ok(()),
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(at("remove", path)(err)),
+        _ => {}
     }
+    if let Some(directory) = path.parent() {
+        // The last pin takes the directory along; while there are others the kernel refuses.
+        let _ = fs::remove_dir(directory);
+    }
+    Ok(())
 }
 
 /// The sandboxes that have a pin.

@@ -29,7 +29,9 @@ use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::{
     Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, devices,
+    error::cause,
     host::{Handler, Host},
+    propagation,
     sandbox::{absent_is_fine, blocking, remove_cgroup, unmount_all_below},
 };
 
@@ -74,7 +76,7 @@ impl Creation {
                 let (host, sandbox) = (&self.host, &self.pod.sandbox);
                 if let Err(left) = discard(host, sandbox, &self.id, Some(&self.supervisor)).await {
                     // The record stays as an intent, so the next start of the daemon tries again.
-                    tracing::error!(error = %left, "cannot undo a failed container");
+                    tracing::error!(error = cause(&left), "cannot undo a failed container");
                 }
                 Err(err)
             }
@@ -198,6 +200,8 @@ impl Creation {
         let dir = host.pod_dir(&sandbox.id);
         let devices = devices::resolve(&self.config.devices, self.security().privileged)
             .map_err(self.step("find its devices"))?;
+        let mounts = self.config.mounts.clone();
+        blocking(move || propagation::check(&mounts)).await.map_err(self.step("check its mounts"))?;
         let profile = self.seccomp_profile().await?;
         let own = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", self.supervisor.pid()));
         let input = ContainerInput {
@@ -311,6 +315,7 @@ impl Creation {
             }
         }
     }
+
     async fn limit(&self, cgroup: &Cgroup, spec: &Spec) -> Result<(), Error> {
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let Some(resources) = resources else { return Ok(()) };
@@ -389,8 +394,8 @@ impl Creation {
         };
         self.supervisor.create(request, fds).await.map_err(|err| match err {
             // External runtimes look for the program before the gate; the native launcher at it.
-            CallError::Failed(failure) if failure.kind() == Kind::Exec => {
-                Error::CannotExecute { id: self.id.clone(), message: failure.message }
+            CallError::Failed(ref failure) if failure.kind() == Kind::Exec => {
+                Error::CannotExecute { id: self.id.clone(), message: err.to_string() }
             }
             err => self.step("set its process up")(err),
         })

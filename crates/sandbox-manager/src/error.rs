@@ -104,6 +104,11 @@ pub enum Error {
     Gone(SandboxId),
 }
 
+/// For a log line: `error = cause(&err)` writes the error and everything that led to it.
+pub(crate) fn cause<E: error::Error + 'static>(err: &E) -> &(dyn error::Error + 'static) {
+    err
+}
+
 impl Error {
     pub(crate) fn step<E>(object: impl ToString, step: &'static str) -> impl FnOnce(E) -> Self
     where

@@ -175,8 +175,8 @@ async fn plan(
 
 fn refused(container: &Container, err: CallError) -> Error {
     match err {
-        CallError::Failed(failure) if failure.kind() == Kind::Exec => {
-            Error::CannotExecute { id: container.id.clone(), message: failure.message }
+        CallError::Failed(ref failure) if failure.kind() == Kind::Exec => {
+            Error::CannotExecute { id: container.id.clone(), message: err.to_string() }
         }
         err => Error::step(format!("container {}", container.id.short()), "run a command in it")(err),
     }

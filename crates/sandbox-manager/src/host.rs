@@ -80,15 +80,6 @@ pub enum HostError {
     /// The records.
     #[error("cannot read the pods' records")]
     Store(#[from] StoreError),
-    /// Names, images or networks left over from an earlier run.
-    #[error("cannot sweep {what} of an earlier run")]
-    Sweep {
-        /// "snapshots", "networks".
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
 }
 
 #[derive(Debug)]

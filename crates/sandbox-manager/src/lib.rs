@@ -25,6 +25,7 @@ mod id;
 mod kind;
 mod manager;
 mod pod;
+mod propagation;
 mod recovery;
 mod sandbox;
 mod start_stop;

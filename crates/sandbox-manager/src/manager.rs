@@ -21,7 +21,7 @@ use crate::{
     host::Host,
     pod::{Pod, PodHandle, Reply, Request, state_name},
     recovery,
-    sandbox::{cgroup_parent, check_user_namespace},
+    sandbox::{cgroup_parent, check_sysctls, check_user_namespace},
 };
 
 /// All pods of the node.
@@ -115,6 +115,7 @@ impl SandboxManager {
             boot_id: self.host.boot_id.clone(),
             cgroup_parent,
         };
+        check_sysctls(&sandbox.config, sandbox.host_network(), sandbox.host_ipc())?;
         let pod = {
             let mut pods = self.directory.write();
             let same = pods.values().find(|pod| pod.view.borrow().sandbox.metadata() == metadata).cloned();

@@ -30,6 +30,7 @@ use crate::{
     UnixNanos,
     admit::{Admit, Ask, InFlight, admit},
     create::{Creation, discard, end_processes},
+    error::cause,
     host::Host,
     manager::Directory,
     recovery::{self, Connection},
@@ -297,7 +298,11 @@ impl Pod {
             let known = slot.container.as_deref().map(|container| &container.state);
             return match (&mut slot.work, known) {
                 (Work::Create(waiting), _) => waiting.push(reply),
-                (Work::Idle, Some(ContainerState::Created { .. })) => answer([reply], Ok(id.clone())),
+                // The answer to an earlier call was lost; what it made may run by now.
+                (
+                    Work::Idle | Work::Start(_),
+                    Some(ContainerState::Created { .. } | ContainerState::Running { .. }),
+                ) => answer([reply], Ok(id.clone())),
                 (_, known) => answer(
                     [reply],
                     Err(Error::NameTaken {
@@ -529,7 +534,7 @@ impl Pod {
                 answer(waiting, result);
             }
             Done::Cleaned(id, Err(err)) => {
-                tracing::warn!(container = %id.short(), error = %err, "cannot clean up after a container; its removal will try again");
+                tracing::warn!(container = %id.short(), error = cause(&err), "cannot clean up after a container; its removal will try again");
             }
             Done::Cleaned(_, Ok(())) => {}
             Done::Orphaned(result) => self.on_orphaned(result).await,
@@ -619,7 +624,7 @@ impl Pod {
 
     async fn on_orphaned(&mut self, result: Result<(), Error>) {
         if let Err(err) = result {
-            tracing::error!(error = %err, "cannot end what a killed supervisor left");
+            tracing::error!(error = cause(&err), "cannot end what a killed supervisor left");
         }
         self.supervisor = None;
         for container in self.in_stop_order() {
@@ -765,7 +770,7 @@ impl Pod {
 
     async fn change_or_log(&mut self, container: Container) {
         if let Err(err) = self.change(container).await {
-            tracing::error!(error = %err, "a container's end is not on disk; the supervisor keeps it");
+            tracing::error!(error = cause(&err), "a container's end is not on disk; the supervisor keeps it");
         }
     }
 
@@ -773,7 +778,7 @@ impl Pod {
         self.sandbox = Arc::new(self.sandbox.with_phase(SandboxPhase::NotReady));
         let batch = Batch::new().put(self.sandbox.id.as_str(), &*self.sandbox);
         if let Err(err) = self.host.persist(batch).await {
-            tracing::error!(error = %err, "a pod's end is not on disk; a restart finds it again");
+            tracing::error!(error = cause(&err), "a pod's end is not on disk; a restart finds it again");
         }
         self.publish();
     }

@@ -14,6 +14,7 @@ use futures::future::join_all;
 use crate::{
     Container, ContainerState, Error, Exit, HostError, Sandbox, SandboxId, SandboxPhase,
     create::discard,
+    error::cause,
     host::Host,
     manager::Directory,
     pod::Pod,
@@ -81,7 +82,7 @@ async fn pod(host: &Host, sandbox: Sandbox, containers: Vec<Container>) -> Optio
     let supervisor = connection.as_ref().map(|(supervisor, ..)| supervisor);
     for container in &half_made {
         if let Err(err) = discard(host, &sandbox, &container.id, supervisor).await {
-            tracing::warn!(error = %err, "cannot sweep a half-made container");
+            tracing::warn!(error = cause(&err), "cannot sweep a half-made container");
         }
     }
     if sandbox.phase == SandboxPhase::Creating {
@@ -124,16 +125,16 @@ pub(crate) async fn connect(host: &Host, sandbox: &Sandbox) -> Option<Connection
     let (supervisor, events) = match Supervisor::connect(dir.path()).await {
         Ok(connection) => connection,
         Err(err) => {
-            tracing::info!(sandbox = %sandbox.id.short(), error = %err, "no supervisor answers");
+            tracing::info!(sandbox = %sandbox.id.short(), error = cause(&err), "no supervisor answers");
             return None;
         }
     };
     match supervisor.state().await {
         Ok(state) => Some((supervisor, events, state.containers)),
         Err(err) => {
-            tracing::error!(sandbox = %sandbox.id.short(), error = %err, "supervisor does not answer; killing it");
+            tracing::error!(sandbox = %sandbox.id.short(), error = cause(&err), "supervisor does not answer; killing it");
             if let Err(err) = supervisor.kill().await {
-                tracing::error!(sandbox = %sandbox.id.short(), error = %err, "cannot kill it");
+                tracing::error!(sandbox = %sandbox.id.short(), error = cause(&err), "cannot kill it");
             }
             None
         }
@@ -168,7 +169,7 @@ pub(crate) fn agree(
 pub(crate) fn exit_file(host: &Host, container: &Container) -> Option<ContainerExited> {
     let dir = host.pod_dir(&container.sandbox_id);
     berth_supervisor::exit_file::read(dir.path(), container.id.as_str()).unwrap_or_else(|err| {
-        tracing::warn!(container = %container.id.short(), error = %err, "cannot read its exit file");
+        tracing::warn!(container = %container.id.short(), error = cause(&err), "cannot read its exit file");
         None
     })
 }
@@ -178,7 +179,10 @@ async fn end(host: &Host, sandbox: Sandbox, containers: Vec<Container>) -> Recov
     let sandbox = sandbox.with_phase(SandboxPhase::NotReady);
     let shared: Vec<_> = containers.iter().cloned().map(Arc::new).collect();
     if let Err(err) = tear_down(host, &sandbox, &shared, None).await {
-        tracing::error!(error = %err, "cannot end what is left of a dead pod; its stop will try again");
+        tracing::error!(
+            error = cause(&err),
+            "cannot end what is left of a dead pod; its stop will try again"
+        );
     }
     save(host, Batch::new().put(sandbox.id.as_str(), &sandbox)).await;
     Recovered { sandbox, containers, connection: None }
@@ -188,7 +192,7 @@ async fn undo(host: &Host, sandbox: &Sandbox) {
     match tear_down(host, sandbox, &[], None).await {
         Ok(()) => save(host, Batch::new().delete::<Sandbox>(sandbox.id.as_str())).await,
         Err(err) => {
-            tracing::error!(error = %err, "cannot undo a half-made pod; the next start will try again")
+            tracing::error!(error = cause(&err), "cannot undo a half-made pod; the next start will try again")
         }
     }
 }
@@ -196,7 +200,7 @@ async fn undo(host: &Host, sandbox: &Sandbox) {
 /// A record that cannot be written now is true in memory, and is found out again by the next start.
 async fn save(host: &Host, batch: Batch) {
     if let Err(err) = host.persist(batch).await {
-        tracing::error!(error = %err, "cannot write a record during recovery");
+        tracing::error!(error = cause(&err), "cannot write a record during recovery");
     }
 }
 
@@ -218,7 +222,7 @@ async fn sweep(host: &Host, known: &HashSet<SandboxId>, strays: Vec<Container>) 
     for name in unknown {
         tracing::warn!(sandbox = name, "sweeping a pod sandbox without a record");
         if let Err(err) = sweep_pod(host, &name).await {
-            tracing::error!(sandbox = name, error = %err, "cannot sweep it");
+            tracing::error!(sandbox = name, error = cause(&err), "cannot sweep it");
         }
     }
     for container in strays {
@@ -227,15 +231,15 @@ async fn sweep(host: &Host, known: &HashSet<SandboxId>, strays: Vec<Container>) 
     }
     let containers: HashSet<String> =
         host.store().load::<Container>()?.into_iter().map(|(id, _)| id).collect();
-    host.images
-        .sweep_snapshots(&containers)
-        .await
-        .map_err(|err| HostError::Sweep { what: "snapshots", source: Box::new(err) })?;
+    // What cannot be swept costs space; a daemon that does not start costs the node.
+    if let Err(err) = host.images.sweep_snapshots(&containers).await {
+        tracing::error!(error = cause(&err), "cannot sweep snapshots of an earlier run");
+    }
     let known: HashSet<String> = known.iter().map(SandboxId::to_string).collect();
-    host.network
-        .sweep(&known)
-        .await
-        .map_err(|err| HostError::Sweep { what: "networks", source: Box::new(err) })
+    if let Err(err) = host.network.sweep(&known).await {
+        tracing::error!(error = cause(&err), "cannot sweep networks of an earlier run");
+    }
+    Ok(())
 }
 
 /// A pod that only its folder or its cgroup tells of.

@@ -30,6 +30,7 @@ use rustix::mount::{
 use crate::{
     Container, Error, SandboxId, Timeline, UnixNanos,
     create::end_processes,
+    error::cause,
     files::{self, PodDir},
     host::Host,
 };
@@ -191,10 +192,11 @@ pub(crate) async fn bring_up(host: &Host, sandbox: &Arc<Sandbox>, timeline: &Tim
     // The intent comes first: should the daemon die in the middle, the next one finds what to undo.
     let intent = Batch::new().put(id, &**sandbox);
     host.persist(intent).await.map_err(Error::step(sandbox.label(), "write its record"))?;
-    match timeline.step("sandbox", make(host, sandbox, timeline)).await {
+    let mut spawned = None;
+    match timeline.step("sandbox", make(host, sandbox, timeline, &mut spawned)).await {
         Ok(up) => Ok(up),
         Err(err) => {
-            let undone = match tear_down(host, sandbox, &[], None).await {
+            let undone = match tear_down(host, sandbox, &[], spawned).await {
                 Ok(()) => host
                     .persist(Batch::new().delete::<Sandbox>(id))
                     .await
@@ -203,24 +205,31 @@ pub(crate) async fn bring_up(host: &Host, sandbox: &Arc<Sandbox>, timeline: &Tim
             };
             if let Err(left) = undone {
                 // The record stays as an intent, so the next start of the daemon tries again.
-                tracing::error!(error = %left, "cannot undo a failed pod sandbox");
+                tracing::error!(error = cause(&left), "cannot undo a failed pod sandbox");
             }
             Err(err)
         }
     }
 }
 
-async fn make(host: &Host, sandbox: &Sandbox, timeline: &Timeline) -> Result<Up, Error> {
+/// `spawned` holds the supervisor as soon as there is one: a new one cannot be found by its socket yet.
+async fn make(
+    host: &Host,
+    sandbox: &Sandbox,
+    timeline: &Timeline,
+    spawned: &mut Option<Supervisor>,
+) -> Result<Up, Error> {
     let dir = host.pod_dir(&sandbox.id);
     let network = timeline.step("sandbox: network", attach(host, sandbox));
     let spawn = timeline.step("sandbox: supervisor", async {
         prepare_dir(&dir, sandbox).await?;
-        Supervisor::spawn(&host.supervisor, dir.path(), sandbox.id.as_str())
-            .await
-            .map_err(Error::step(sandbox.label(), "start its supervisor"))
+        let started = Supervisor::spawn(&host.supervisor, dir.path(), sandbox.id.as_str()).await;
+        let (supervisor, events) = started.map_err(Error::step(sandbox.label(), "start its supervisor"))?;
+        *spawned = Some(supervisor.clone());
+        Ok((supervisor, events))
     });
-    let (network, spawned) = tokio::join!(network, spawn);
-    let ((netns, ips), (supervisor, events)) = (network?, spawned?);
+    let (network, started) = tokio::join!(network, spawn);
+    let ((netns, ips), (supervisor, events)) = (network?, started?);
 
     let setup = PodSetup {
         hostname: match sandbox.host_network() {
@@ -369,7 +378,7 @@ pub(crate) async fn tear_down(
     if let Some(supervisor) = supervisor
         && let Err(err) = supervisor.shutdown().await
     {
-        tracing::warn!(sandbox = %sandbox.id.short(), error = %err, "supervisor does not end by itself; killing it");
+        tracing::warn!(sandbox = %sandbox.id.short(), error = cause(&err), "supervisor does not end by itself; killing it");
         note(supervisor.kill().await.map_err(Error::step(sandbox.label(), "kill its supervisor")));
     }
     note(blocking(move || remove_dir(&dir)).await.map_err(Error::step(sandbox.label(), "remove its folder")));
@@ -441,6 +450,55 @@ pub(crate) fn check_user_namespace(config: &PodSandboxConfig) -> Result<(), Erro
     }
 }
 
+/// Refuses sysctls that would change the node: only what a namespace of the pod's own holds may be set.
+pub(crate) fn check_sysctls(
+    config: &PodSandboxConfig,
+    host_network: bool,
+    host_ipc: bool,
+) -> Result<(), Error> {
+    /// ipc_namespaces(7), plus what the kernel keeps beside them.
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let Some(linux) = &config.linux else { return Ok(()) };
+    for name in linux.sysctls.keys() {
+        let dotted = match name.find(['.', '/']).map(|at| &name[at..=at]) {
+            // sysctl(8): where a slash separates, dots and slashes change their places.
+            Some("/") => name
+                .chars()
+                .map(|c| match c {
+                    '/' => '.',
+                    '.' => '/',
+                    c => c,
+                })
+                .collect(),
+            _ => name.clone(),
+        };
+        let namespace = match dotted.as_str() {
+            ipc if IPC.contains(&ipc) || ipc.starts_with("fs.mqueue.") => Some(("ipc", host_ipc)),
+            net if net.starts_with("net.") => Some(("network", host_network)),
+            "kernel.domainname" => Some(("uts", host_network)),
+            _ => None,
+        };
+        let why = match namespace {
+            Some((_, false)) => continue,
+            Some((namespace, true)) => {
+                format!("{name} belongs to the {namespace} namespace, which is the node's")
+            }
+            None => format!("{name} belongs to the node, not to a pod"),
+        };
+        return Err(Error::Invalid { field: "config.linux.sysctls", why });
+    }
+    Ok(())
+}
+
 /// The cgroup that a pod's containers go below: what the config names, or one of the pod's own.
 pub(crate) fn cgroup_parent(
     config: &PodSandboxConfig,
@@ -492,6 +550,26 @@ mod tests {
     fn cgroup_parents_that_cannot_be_meant_are_refused() {
         for named in ["/kubepods.slice", "/a/../b", "/"] {
             assert!(matches!(parent_of(named), Err(Error::Invalid { .. })), "{named}");
+        }
+    }
+
+    #[test]
+    fn a_pod_sets_only_sysctls_of_namespaces_of_its_own() {
+        let check = |name: &str, host_network, host_ipc| {
+            let mut linux = LinuxPodSandboxConfig::default();
+            linux.sysctls.insert(name.into(), "1".into());
+            let config = PodSandboxConfig { linux: Some(linux), ..Default::default() };
+            check_sysctls(&config, host_network, host_ipc)
+        };
+        for name in
+            ["kernel.shm_rmid_forced", "fs.mqueue.msg_max", "net.ipv4.ip_forward", "net/ipv4/conf/eth0.1/x"]
+        {
+            check(name, false, false).unwrap();
+        }
+        assert!(check("net.ipv4.ip_forward", true, false).is_err());
+        assert!(check("kernel.sem", false, true).is_err());
+        for name in ["kernel.panic", "vm.overcommit_memory", "kernel.hostname", "kernel/panic"] {
+            assert!(check(name, false, false).unwrap_err().to_string().contains(name));
         }
     }
 

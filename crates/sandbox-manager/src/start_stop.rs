@@ -20,8 +20,8 @@ const AFTER_SIGKILL: Duration = Duration::from_secs(10);
 /// Opens the exec gate; returns when the program was executed.
 pub(crate) async fn start(supervisor: &Supervisor, container: &Container) -> Result<UnixNanos, Error> {
     supervisor.start(container.id.as_str()).await.map_err(|err| match err {
-        CallError::Failed(failure) if failure.kind() == Kind::Exec => {
-            Error::CannotExecute { id: container.id.clone(), message: failure.message }
+        CallError::Failed(ref failure) if failure.kind() == Kind::Exec => {
+            Error::CannotExecute { id: container.id.clone(), message: err.to_string() }
         }
         err => Error::step(format!("container {}", container.id.short()), "start it")(err),
     })

@@ -108,7 +108,7 @@ impl Connection {
             Waiting::Open { replies, .. } => drop(replies.insert(id, sender)),
             Waiting::Closed => return Err(CallError::Gone),
         }
-        let _expected = Expected { connection: self, key: Some(Key::Reply(id)) };
+        let _expected = ExpectedReply { connection: self, id };
         let message = SupervisorRequest { id, call: Some(call) }.encode_to_vec();
         if message.len() > wire::MAX_MESSAGE {
             let source =
@@ -138,15 +138,17 @@ impl Connection {
         }
     }
 
-    /// From now on the end of this exec is kept for its caller.
-    pub(super) fn expect_exec(&self, exec_id: &str) -> Result<ExpectedExec<'_>, CallError> {
+    /// From now on the end of this exec is kept for its caller, who owns it by way of the guard.
+    pub(super) fn expect_exec(
+        self: &Arc<Self>,
+        exec_id: &str,
+    ) -> Result<(ExecGuard, oneshot::Receiver<ExecExited>), CallError> {
         let (sender, receiver) = oneshot::channel();
         match &mut *self.shared.waiting() {
             Waiting::Open { execs, .. } => drop(execs.insert(exec_id.to_owned(), sender)),
             Waiting::Closed => return Err(CallError::Gone),
         }
-        let entry = Expected { connection: self, key: Some(Key::Exec(exec_id.to_owned())) };
-        Ok(ExpectedExec { entry, receiver })
+        Ok((ExecGuard { connection: Arc::clone(self), exec_id: exec_id.to_owned() }, receiver))
     }
 
     /// Waits until the process is dead (and, if it is this process's child, until it may be forgotten).
@@ -159,54 +161,40 @@ impl Connection {
     }
 }
 
-#[derive(Debug)]
-enum Key {
-    Reply(u64),
-    Exec(String),
-}
-
-/// An entry among those who wait, taken out again however the waiting ends.
-#[derive(Debug)]
-struct Expected<'a> {
+/// A reply that is waited for: not any more once this is dropped.
+struct ExpectedReply<'a> {
     connection: &'a Connection,
-    /// None: the entry stays, and the reader takes it out.
-    key: Option<Key>,
+    id: u64,
 }
 
-impl Drop for Expected<'_> {
+impl Drop for ExpectedReply<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.connection.shared.waiting();
-        let Waiting::Open { replies, execs } = &mut *waiting else { return };
-        match &self.key {
-            None => {}
-            Some(Key::Reply(id)) => drop(replies.remove(id)),
-            Some(Key::Exec(id)) => {
-                // Dropped without having been defused: the request may be on its way or done, but nobody wants it
-                // any more. Best effort; a supervisor that cannot take this message now is being given up anyway.
-                if execs.remove(id).is_some() {
-                    let call = Call::KillExec(KillExec { exec_id: id.clone() });
-                    let message = SupervisorRequest { id: 0, call: Some(call) }.encode_to_vec();
-                    if let Err(error) = wire::send(self.connection.shared.socket.get_ref(), &message, &[]) {
-                        tracing::debug!(exec.id = %id, %error, "an abandoned exec could not be killed");
-                    }
-                }
-            }
+        if let Waiting::Open { replies, .. } = &mut *self.connection.shared.waiting() {
+            replies.remove(&self.id);
         }
     }
 }
 
-/// An exec whose request is under way.
+/// An exec from its request to its end. Dropped before, it is killed: nobody wants it any more.
 #[derive(Debug)]
-pub(super) struct ExpectedExec<'a> {
-    entry: Expected<'a>,
-    receiver: oneshot::Receiver<ExecExited>,
+pub(super) struct ExecGuard {
+    connection: Arc<Connection>,
+    exec_id: String,
 }
 
-impl ExpectedExec<'_> {
-    /// It runs: its end comes through here, and it is its caller's to kill.
-    pub(super) fn started(mut self) -> oneshot::Receiver<ExecExited> {
-        self.entry.key = None;
-        self.receiver
+impl Drop for ExecGuard {
+    fn drop(&mut self) {
+        let mut waiting = self.connection.shared.waiting();
+        let Waiting::Open { execs, .. } = &mut *waiting else { return };
+        if execs.remove(&self.exec_id).is_none() {
+            return;
+        }
+        // Best effort; a supervisor that cannot take this message now is being given up anyway.
+        let call = Call::KillExec(KillExec { exec_id: self.exec_id.clone() });
+        let message = SupervisorRequest { id: 0, call: Some(call) }.encode_to_vec();
+        if let Err(error) = wire::send(self.connection.shared.socket.get_ref(), &message, &[]) {
+            tracing::warn!(exec.id = %self.exec_id, %error, "an abandoned exec could not be killed");
+        }
     }
 }
 

@@ -30,7 +30,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::binary::{InstallError, SupervisorBinary};
-use self::connection::Connection;
+use self::connection::{Connection, ExecGuard};
 pub use self::error::{CallError, ConnectError, SpawnError};
 
 /// For what `berth-pod` answers at once. It may be waiting for a slow disk under a log, or for a CPU.
@@ -76,13 +76,15 @@ pub struct NativeFds {
     pub rootfs: OwnedFd,
 }
 
-/// A process that runs in a container besides its first.
+/// A process that runs in a container besides its first. Dropped before its end, it is killed with everything that it
+/// started.
 #[derive(Debug)]
 pub struct Exec {
     /// In the host's pid namespace.
     pub pid: i32,
     /// How it ends. Closed without a value when the connection is lost: `berth-pod` then kills it.
     pub exit: oneshot::Receiver<ExecExited>,
+    _guard: ExecGuard,
 }
 
 /// A connection to a pod's `berth-pod`. Clones share it.
@@ -237,11 +239,11 @@ impl Supervisor {
         const STEP: &str = "exec in the container";
         let plan = sealed(plan).map_err(|source| CallError::Io { step: STEP, source })?;
         let fds: Vec<BorrowedFd<'_>> = std::iter::once(plan.as_fd()).chain(stdio.iter().copied()).collect();
-        let expected = self.0.expect_exec(&request.exec_id)?;
+        let (guard, exit) = self.0.expect_exec(&request.exec_id)?;
         let answer = self.0.call(STEP, LAUNCH, Call::Exec(request), &fds).await?;
         match answer.result {
             Answer::ExecStarted(started) => {
-                Ok((Exec { pid: started.pid, exit: expected.started() }, answer.fds.into_iter().next()))
+                Ok((Exec { pid: started.pid, exit, _guard: guard }, answer.fds.into_iter().next()))
             }
             other => Err(CallError::unexpected(STEP, &other)),
         }
