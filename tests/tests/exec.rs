@@ -42,7 +42,10 @@ fn a_missing_program_is_an_error_that_names_it() {
     on_node(async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
         let container = pod.run(sleeper("main")).await?;
-        let Err(error) = container.exec(&["/no/such/program"]).await else { bail!("it ran") };
+        let error = match container.exec(&["/no/such/program"]).await {
+            Ok(done) => bail!("it ran: {done:?}"),
+            Err(error) => error,
+        };
         ensure!(format!("{error:#}").contains("/no/such/program"), "{error:#}");
         Ok(())
     });

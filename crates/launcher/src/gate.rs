@@ -41,9 +41,13 @@ pub enum Progress {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Setup { waits: bool },
+    Setup {
+        waits: bool,
+    },
     Waiting,
     Opened,
+    /// It has said why it failed; the end of file that follows says no more.
+    Failed,
 }
 
 /// The supervisor's end. Poll it for reading, then call [`Gate::read`].
@@ -65,6 +69,9 @@ impl Gate {
     /// # Errors
     /// recvmsg(2)'s; `InvalidData` for something that is no message of ours.
     pub fn read(&mut self) -> io::Result<Option<Progress>> {
+        if self.state == State::Failed {
+            return Ok(None);
+        }
         let mut buffer = vec![0_u8; MESSAGE_LIMIT];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -99,6 +106,7 @@ impl Gate {
                 Ok(Some(Progress::Ready { console, warnings }))
             }
             Some(gate_message::Body::Failure(GateFailure { step, errno, message, exec })) => {
+                self.state = State::Failed;
                 Ok(Some(Progress::Failed(StepError { step, errno, message, exec })))
             }
             None => Err(io::Error::new(io::ErrorKind::InvalidData, "an empty message on the gate")),
@@ -122,7 +130,7 @@ impl Gate {
     /// The other end is closed: by a successful exec, or because the process is dead.
     fn closed(&self) -> Progress {
         let step = match self.state {
-            State::Opened => return Progress::Executed,
+            State::Opened | State::Failed => return Progress::Executed,
             State::Setup { .. } => "setting the container up",
             State::Waiting => "waiting to be started",
         };

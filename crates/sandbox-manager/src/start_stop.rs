@@ -7,11 +7,14 @@ use std::{
 };
 
 use berth_cri::berth::v1::failure::Kind;
+use berth_launcher::cgroup::CgroupError;
 use berth_supervisor::client::{CallError, Supervisor};
 use rustix::process::Signal;
 use tokio::{sync::watch, time::timeout};
 
-use crate::{Container, ContainerId, ContainerState, Error, PodView, UnixNanos, host::Host};
+use crate::{
+    Container, ContainerId, ContainerState, Error, PodView, UnixNanos, host::Host, sandbox::blocking,
+};
 
 /// How long the kernel may take to end processes after SIGKILL before we say that it cannot. A process that hangs in a
 /// device or a network file system takes for ever; everything else ends within milliseconds.
@@ -28,7 +31,8 @@ pub(crate) async fn start(supervisor: &Supervisor, container: &Container) -> Res
 }
 
 /// Ends a container: its stop signal, then SIGKILL to every process of it at the deadline. Returns when the exit is in
-/// the pod's view. The deadline may be drawn nearer while this runs.
+/// the pod's view and no process is left: without a pid namespace of its own, those that the first one started live on
+/// after it. The deadline may be drawn nearer while this runs.
 pub(crate) async fn stop(
     host: &Host,
     supervisor: &Supervisor,
@@ -54,13 +58,25 @@ pub(crate) async fn stop(
             }
         };
         if graceful.await {
-            return Ok(());
+            return end_rest(host, id, cgroup).await;
         }
     }
     signal(supervisor, id, Signal::KILL.as_raw(), true).await?;
     match timeout(AFTER_SIGKILL, exited(&mut view, id)).await {
-        Ok(()) => Ok(()),
+        Ok(()) => end_rest(host, id, cgroup).await,
         Err(_) => Err(Error::Unkillable { id: id.clone(), survivors: survivors(host, cgroup) }),
+    }
+}
+
+/// Ends what is left in the cgroup of a container whose first process is gone.
+async fn end_rest(host: &Host, id: &ContainerId, cgroup: &str) -> Result<(), Error> {
+    let label = format!("container {}", id.short());
+    let place = host.cgroups.at(cgroup).map_err(Error::step(&label, "find its cgroup"))?;
+    match blocking(move || place.kill_all()).await {
+        Err(CgroupError::NotEmpty { .. }) => {
+            Err(Error::Unkillable { id: id.clone(), survivors: survivors(host, cgroup) })
+        }
+        ended => ended.map_err(Error::step(label, "end its last processes")),
     }
 }
 

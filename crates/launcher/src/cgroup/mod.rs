@@ -73,6 +73,8 @@ struct Hierarchy {
 pub struct Cgroups {
     version: Version,
     hierarchies: Vec<Hierarchy>,
+    /// Hybrid only: the v2 mount beside the v1 controllers. Nothing is limited there, but runc makes folders in it.
+    beside: Option<PathBuf>,
 }
 
 impl Cgroups {
@@ -110,11 +112,11 @@ impl Cgroups {
             }
         }
         if !v1.is_empty() {
-            return Some(Cgroups { version: Version::V1, hierarchies: v1 });
+            return Some(Cgroups { version: Version::V1, hierarchies: v1, beside: v2 });
         }
         let mount_point = v2?;
         let hierarchies = vec![Hierarchy { mount_point, controllers: Vec::new() }];
-        Some(Cgroups { version: Version::V2, hierarchies })
+        Some(Cgroups { version: Version::V2, hierarchies, beside: None })
     }
 
     pub fn version(&self) -> Version {
@@ -168,12 +170,18 @@ impl Cgroups {
         })
     }
 
-    /// Kills what runs in the cgroup at `relative` and removes it with everything below. Nothing to do is no fault.
+    /// Kills what runs in the cgroup at `relative` and removes it with everything below, also where an external
+    /// runtime made it on its own. Nothing to do is no fault.
     ///
     /// # Errors
     /// [`CgroupError::NotEmpty`] when a process outlives SIGKILL for longer than ten seconds.
     pub fn remove_path(&self, relative: &str) -> Result<(), CgroupError> {
-        self.at(relative)?.remove()
+        let mut cgroup = self.at(relative)?;
+        if let Some(mount_point) = &self.beside {
+            let folder = names(relative)?.iter().fold(mount_point.clone(), |path, name| path.join(name));
+            cgroup.places.push(Place { folder, controllers: Vec::new() });
+        }
+        cgroup.remove()
     }
 }
 

@@ -7,6 +7,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{AtStep, StepError};
+use crate::sys;
 
 /// `PROC_SUPER_MAGIC`, statfs(2).
 const PROC_MAGIC: i64 = 0x9fa0;
@@ -47,6 +48,17 @@ pub(super) fn adjust_oom_score(score: Option<i32>, warnings: &mut Vec<String>) -
             Ok(())
         }
         answer => answer.step_with(step),
+    }
+}
+
+/// Keys of the daemon's session, and of other containers, are none of this process's.
+pub(super) fn leave_session_keyring(warnings: &mut Vec<String>) -> Result<(), StepError> {
+    match sys::join_new_session_keyring() {
+        Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => {
+            warnings.push("no session keyring of its own: this kernel has no keys".to_owned());
+            Ok(())
+        }
+        answer => answer.step("new session keyring"),
     }
 }
 

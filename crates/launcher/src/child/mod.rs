@@ -45,6 +45,7 @@ pub(crate) fn first_process(
 
         host::write_sysctls(&plan.sysctls)?;
         host::adjust_oom_score(process.oom_score_adj, &mut warnings)?;
+        host::leave_session_keyring(&mut warnings)?;
         host::set_security_labels(process)?;
 
         rootfs::set_propagation(plan.root_propagation)?;
@@ -103,6 +104,7 @@ pub(crate) fn further_process(
         let mut program = Program::prepare(process, &mut warnings)?;
 
         host::adjust_oom_score(process.oom_score_adj, &mut warnings)?;
+        host::leave_session_keyring(&mut warnings)?;
         host::set_security_labels(process)?;
         host::enter_cgroups(&plan.cgroup_tasks)?;
         // The pid namespace is ours already: we were born in it.

@@ -226,6 +226,21 @@ pub fn seccomp_load(program: &[FilterInstruction], flags: u32) -> io::Result<()>
     })
 }
 
+/// Leaves the session keyring that was inherited for a new one without a name, keyctl(2) KEYCTL_JOIN_SESSION_KEYRING.
+///
+/// # Errors
+/// `ENOSYS` on a kernel without keys; `EDQUOT` when the user has as many as it may.
+pub fn join_new_session_keyring() -> io::Result<()> {
+    /// linux/keyctl.h
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    let no_name: *const libc::c_char = std::ptr::null();
+    // SAFETY: with a null name the call reads no memory of ours, and changes only this thread's credentials.
+    match unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, no_name) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Unlocks and opens the other end of a pseudoterminal from its master, whatever the name in /dev/pts leads to by now.
 ///
 /// # Errors

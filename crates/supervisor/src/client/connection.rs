@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use berth_cri::berth::v1::supervisor_message::Body;
@@ -148,7 +148,7 @@ impl Connection {
             Waiting::Open { execs, .. } => drop(execs.insert(exec_id.to_owned(), sender)),
             Waiting::Closed => return Err(CallError::Gone),
         }
-        Ok((ExecGuard { connection: Arc::clone(self), exec_id: exec_id.to_owned() }, receiver))
+        Ok((ExecGuard { connection: Arc::downgrade(self), exec_id: exec_id.to_owned() }, receiver))
     }
 
     /// Waits until the process is dead (and, if it is this process's child, until it may be forgotten).
@@ -175,16 +175,18 @@ impl Drop for ExpectedReply<'_> {
     }
 }
 
-/// An exec from its request to its end. Dropped before, it is killed: nobody wants it any more.
+/// An exec from its request to its end. Dropped before, it is killed: nobody wants it any more. With the connection
+/// `berth-pod` ends it by itself.
 #[derive(Debug)]
 pub(super) struct ExecGuard {
-    connection: Arc<Connection>,
+    connection: Weak<Connection>,
     exec_id: String,
 }
 
 impl Drop for ExecGuard {
     fn drop(&mut self) {
-        let mut waiting = self.connection.shared.waiting();
+        let Some(connection) = self.connection.upgrade() else { return };
+        let mut waiting = connection.shared.waiting();
         let Waiting::Open { execs, .. } = &mut *waiting else { return };
         if execs.remove(&self.exec_id).is_none() {
             return;
@@ -192,7 +194,7 @@ impl Drop for ExecGuard {
         // Best effort; a supervisor that cannot take this message now is being given up anyway.
         let call = Call::KillExec(KillExec { exec_id: self.exec_id.clone() });
         let message = SupervisorRequest { id: 0, call: Some(call) }.encode_to_vec();
-        if let Err(error) = wire::send(self.connection.shared.socket.get_ref(), &message, &[]) {
+        if let Err(error) = wire::send(connection.shared.socket.get_ref(), &message, &[]) {
             tracing::warn!(exec.id = %self.exec_id, %error, "an abandoned exec could not be killed");
         }
     }
