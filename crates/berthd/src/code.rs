@@ -14,13 +14,27 @@ use crate::error::Chain;
 /// text only when that is `Unknown`.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 
+/// The longest text of a status. It travels in a header, which a client refuses above a few kilobytes: it would then
+/// see a broken connection instead of the error. What callers sent (an image's name) may be quoted in it.
+const LONGEST: usize = 2048;
+
+/// The chain of causes, cut at the end when it is too long.
+fn text(error: &(dyn StdError + 'static)) -> String {
+    let mut text = Chain(error).to_string();
+    if text.len() > LONGEST {
+        text.truncate(text.floor_char_boundary(LONGEST));
+        text.push('…');
+    }
+    text
+}
+
 /// An error that knows its gRPC code.
 pub(crate) trait Coded: StdError + Sized + 'static {
     fn code(&self) -> Code;
 
     /// The status with the whole chain of causes.
     fn into_status(self) -> Status {
-        Status::new(self.code(), Chain(&self).to_string())
+        Status::new(self.code(), text(&self))
     }
 }
 
@@ -58,7 +72,7 @@ impl Coded for PullError {
     }
 
     fn into_status(self) -> Status {
-        let text = Chain(&self).to_string();
+        let text = text(&self);
         match self.code() {
             Code::Unknown => Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {text}")),
             code => Status::new(code, text),
@@ -93,5 +107,17 @@ impl Coded for PodCidrError {
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::Store(_) | Self::Thread(_) => Code::Internal,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_caller_sent_does_not_blow_a_status_up() {
+        let status = PodError::ContainerNotFound("ü".repeat(1 << 20)).into_status();
+        assert_eq!(status.code(), Code::NotFound);
+        assert!(status.message().starts_with("container ü") && status.message().len() < 2 * LONGEST);
     }
 }

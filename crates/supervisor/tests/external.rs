@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use berth_cri::berth::v1::container_report::State;
 use berth_cri::berth::v1::failure::Kind;
 
-const RUNTIMES: [&str; 2] = ["/usr/sbin/runc", "/usr/bin/crun"];
+const RUNTIMES: [&str; 2] =
+    ["/usr/sbin/runc", concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/tools/crun-v1")];
 
 #[tokio::test]
 async fn a_container_runs_logs_and_exits() {

@@ -1,6 +1,6 @@
 //! The files a node's daemon reads.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
@@ -10,13 +10,8 @@ use crate::registry::Registry;
 /// Registries that the tests' references name and that the loopback registry stands for.
 const STOOD_FOR: [&str; 2] = ["docker.io", "registry.k8s.io"];
 
-/// crun refuses a machine with cgroup controllers of both versions, so it gets to see those of version 1 only.
-const CRUN: &str = r#"#!/bin/sh
-if mountpoint -q /sys/fs/cgroup/unified; then
-    exec unshare --mount --propagation slave sh -c 'umount /sys/fs/cgroup/unified && exec crun "$@"' crun "$@"
-fi
-exec crun "$@"
-"#;
+/// Debian's crun, made to work on a machine with cgroups of both versions.
+const CRUN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/crun-v1");
 
 /// Writes `berth.toml`, the registry folder and the CNI folder.
 pub(super) fn write(
@@ -64,7 +59,7 @@ cni_bin_dirs = ["{dir}/cni-bin", "/usr/lib/cni"]
 path = "/usr/sbin/runc"
 
 [runtime_handlers.crun]
-path = "{dir}/crun"
+path = "{CRUN}"
 "#,
         dir = dir.display(),
         binaries = binaries.display(),
@@ -73,9 +68,6 @@ path = "{dir}/crun"
         extra = options.extra_config,
     );
     put(&dir.join("berth.toml"), &text)?;
-    let crun = dir.join("crun");
-    put(&crun, CRUN)?;
-    fs::set_permissions(&crun, fs::Permissions::from_mode(0o755))?;
     let crictl = format!(
         "runtime-endpoint: unix://{dir}/berth.sock\nimage-endpoint: unix://{dir}/berth.sock\ntimeout: 60\n",
         dir = dir.display()

@@ -17,11 +17,17 @@ pub fn received<T: Subject>(request: Request<T>) -> T {
     message
 }
 
+/// A name as it goes into the log: nobody's is this long, but a caller can send megabytes.
+fn shown(name: &str) -> &str {
+    const LONGEST: usize = 512;
+    &name[..name.floor_char_boundary(LONGEST)]
+}
+
 macro_rules! subject {
     ($field:literal from $member:ident: $($message:ty),+ $(,)?) => {$(
         impl Subject for $message {
             fn record(&self, span: &Span) {
-                span.record($field, self.$member.as_str());
+                span.record($field, shown(&self.$member));
             }
         }
     )+};
@@ -63,10 +69,10 @@ impl Subject for RestorePodRequest {
 
 impl Subject for CreateContainerRequest {
     fn record(&self, span: &Span) {
-        span.record("pod.id", self.pod_sandbox_id.as_str());
+        span.record("pod.id", shown(&self.pod_sandbox_id));
         let metadata = self.config.as_ref().and_then(|config| config.metadata.as_ref());
         if let Some(metadata) = metadata {
-            span.record("container.name", metadata.name.as_str());
+            span.record("container.name", shown(&metadata.name));
         }
     }
 }
@@ -92,13 +98,13 @@ impl Subject for RemoveImageRequest {
 
 fn record_pod(config: Option<&PodSandboxConfig>, span: &Span) {
     if let Some(metadata) = config.and_then(|config| config.metadata.as_ref()) {
-        span.record("pod.namespace", metadata.namespace.as_str());
-        span.record("pod.name", metadata.name.as_str());
+        span.record("pod.namespace", shown(&metadata.namespace));
+        span.record("pod.name", shown(&metadata.name));
     }
 }
 
 fn record_image(image: Option<&ImageSpec>, span: &Span) {
     if let Some(image) = image {
-        span.record("image.ref", image.image.as_str());
+        span.record("image.ref", shown(&image.image));
     }
 }

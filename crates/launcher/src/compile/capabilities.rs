@@ -51,8 +51,9 @@ pub(super) fn compile(
     let inheritable = set(wanted.inheritable());
     let ambient = set(wanted.ambient());
     for capability in ALL.iter().filter(|capability| (asked & !host.0) & 1 << number(**capability) != 0) {
-        warnings
-            .push(Warning(format!("capability {capability} left out: berth does not have it on this host")));
+        warnings.push(Warning(format!(
+            "capability CAP_{capability} left out: berth does not have it on this host"
+        )));
     }
     // capabilities(7): what is ambient must be permitted and inheritable, what is effective permitted.
     let possible = ambient & permitted & inheritable;

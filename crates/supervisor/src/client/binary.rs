@@ -40,6 +40,9 @@ pub enum InstallError {
     },
 }
 
+/// A new supervisor's descriptors are below this number.
+pub(super) const FIRST_FREE: i32 = 16;
+
 /// `berth-pod`, ready to be executed.
 #[derive(Debug)]
 pub struct SupervisorBinary {
@@ -76,6 +79,9 @@ impl SupervisorBinary {
         let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
         mount_setattr(folder.as_fd(), MountAttributes { set, ..MountAttributes::default() })
             .map_err(mount_error)?;
+        // Above the descriptors that a new supervisor is given: its exec goes through this number after they are set.
+        let folder = rustix::io::fcntl_dupfd_cloexec(&folder, FIRST_FREE)
+            .map_err(|errno| mount_error(errno.into()))?;
         Ok(Self { folder, name })
     }
 

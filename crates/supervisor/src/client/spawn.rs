@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::binary::SupervisorBinary;
+use super::binary::{FIRST_FREE, SupervisorBinary};
 use super::error::{ConnectError, SpawnError};
 use crate::CONTROL_SOCKET;
 
@@ -87,7 +87,7 @@ fn connect_to_new(
     // Copies above the numbers they are to get, so that no dup2 overwrites the source of a later one.
     let mut sources = Vec::new();
     for (target, source) in (0..).zip([&null, &null, &log, listener, &theirs]) {
-        let copy = rustix::io::fcntl_dupfd_cloexec(source, 16)?;
+        let copy = rustix::io::fcntl_dupfd_cloexec(source, FIRST_FREE)?;
         actions.add_dup2(copy.as_raw_fd(), target)?;
         sources.push(copy);
     }
