@@ -123,7 +123,12 @@ async fn a_terminal_comes_by_the_console_socket() {
 async fn a_runtime_that_hangs_is_killed_and_the_others_go_on() {
     let mut pod = TestPod::new().await;
     let hangs = pod.home.path().join("hangs");
-    fs::write(&hangs, "#!/bin/sh\ncase \"$*\" in *delete*) exit 0;; esac\nexec sleep 1000\n").unwrap();
+    let begun_file = pod.home.path().join("begun");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *delete*) exit 0;; esac\n: > {}\nexec sleep 1000\n",
+        begun_file.display()
+    );
+    fs::write(&hangs, script).unwrap();
     fs::set_permissions(&hangs, fs::Permissions::from_mode(0o755)).unwrap();
     pod.run("other", &["sleep", "1000"]).await;
     let cgroup = pod.new_cgroup("c1");
@@ -137,7 +142,7 @@ async fn a_runtime_that_hangs_is_killed_and_the_others_go_on() {
     let begun = Instant::now();
     let supervisor = pod.supervisor.clone();
     let creating = tokio::spawn(async move { supervisor.create(request, None).await });
-    until("it is under way", || fs::read_dir(pod.dir()).unwrap().count() > 4).await;
+    until("it is under way", || begun_file.exists()).await;
     assert_eq!(pod.supervisor.state().await.unwrap().containers[0].state(), State::Running);
     let failure = failure(soon("the time-out", creating).await.unwrap().unwrap_err());
     assert!(failure.message.contains("not ended in time"), "{failure:?}");
