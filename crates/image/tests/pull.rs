@@ -1,4 +1,5 @@
 //! Pulling from a registry: formats, authorisation, broken connections, damaged content, shared downloads.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Images once they are here: finding, removing, surviving, mounting.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! What arrives on disk and in a mounted root file system, and what is refused.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 

@@ -94,7 +94,7 @@ async fn run(exec: &mut Exec, stdout: &mut Output, stderr: &mut Output) -> io::R
         // Losing this arm loses nothing: what was read is kept in the outputs.
         read = read_both(stdout, stderr) => {
             read?;
-            return Ok((&mut exec.exit).await.ok());
+            Ok((&mut exec.exit).await.ok())
         }
         ended = &mut exec.exit => {
             if let Ok(read) = timeout(DRAIN, read_both(stdout, stderr)).await {

@@ -140,7 +140,7 @@ enum Phase {
 #[derive(Debug)]
 enum Done {
     Up(Result<Up, Error>),
-    Created(ContainerId, Result<Container, Error>),
+    Created(ContainerId, Result<Arc<Container>, Error>),
     Started(ContainerId, Result<UnixNanos, Error>),
     Stopped(ContainerId, Result<(), Error>),
     Removed(ContainerId, Result<(), Error>),
@@ -326,7 +326,7 @@ impl Pod {
             config,
         };
         self.slots.insert(id.clone(), Slot { container: None, name, work: Work::Create(vec![reply]) });
-        self.spawn(async move { Done::Created(id, creation.run().await) });
+        self.spawn(async move { Done::Created(id, creation.run().await.map(Arc::new)) });
     }
 
     /// The container that a request names, with the answer of [`admit`]; answers by itself when there is none.
@@ -580,12 +580,12 @@ impl Pod {
         self.ended = true;
     }
 
-    fn on_created(&mut self, id: &ContainerId, result: Result<Container, Error>) {
+    fn on_created(&mut self, id: &ContainerId, result: Result<Arc<Container>, Error>) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         let Work::Create(waiting) = std::mem::replace(&mut slot.work, Work::Idle) else { return };
         match result {
             Ok(container) => {
-                slot.container = Some(Arc::new(container));
+                slot.container = Some(container);
                 self.publish();
                 answer(waiting, Ok(id.clone()));
             }
