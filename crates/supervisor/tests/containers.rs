@@ -1,4 +1,5 @@
 //! `berth-pod` with real containers by the native launcher.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Further processes in running containers.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Containers by external OCI runtimes: Debian's runc and crun.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
