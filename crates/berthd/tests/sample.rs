@@ -11,7 +11,7 @@ const SAMPLE: &str = include_str!("../../../deploy/berth.toml");
 const BINARY: &str = "/usr/local/bin/berthd";
 
 fn parse(text: &str) -> Config {
-    Config::parse(text, &Flags::default(), Path::new(BINARY)).unwrap()
+    Config::parse(text, &Flags::default(), Path::new(BINARY)).expect("it has no faults")
 }
 
 /// The sample with its keys in force: prose has a blank after the `#`, a key has none.

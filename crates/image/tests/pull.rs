@@ -44,7 +44,7 @@ async fn every_compression_and_both_manifest_formats_unpack_alike() {
             let id = node.pull(&reference).await.unwrap();
             assert_eq!(id.as_str(), pushed.config.as_str());
             let image = node.image(&reference);
-            assert_eq!(image.repo_tags, [reference.clone()]);
+            assert_eq!(image.repo_tags, std::slice::from_ref(&reference));
             assert_eq!(image.repo_digests, [registry.reference(&format!("team/app@{}", pushed.manifest))]);
             assert!(image.size > 3_000_000);
             let fs = node.layer_fs(&pushed.diff_ids[0]);
