@@ -21,7 +21,7 @@ use crate::{Node, host, wait_until};
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// Where the marker cgroups are: version 2's hierarchy, which limits nothing where version 1 does, else any other.
-pub(crate) fn marker_hierarchy() -> Result<PathBuf> {
+pub fn marker_hierarchy() -> Result<PathBuf> {
     let hierarchies = host::cgroup_hierarchies()?;
     let any = hierarchies.get("").or_else(|| hierarchies.get("pids"));
     any.cloned().context("no cgroup hierarchy is mounted")
@@ -173,7 +173,7 @@ fn describe_process(pid: i32) -> String {
 }
 
 /// Removes a cgroup and those below it.
-fn remove_cgroup(path: &Path) -> Result<()> {
+pub fn remove_cgroup(path: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(path) else { return Ok(()) };
     for child in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         remove_cgroup(&child.path())?;

@@ -22,6 +22,7 @@ use anyhow::Result;
 use futures::FutureExt;
 
 pub use self::{
+    leak::{marker_hierarchy, remove_cgroup},
     node::{Node, Options},
     wait::{PATIENCE, wait_until},
 };

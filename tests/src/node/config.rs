@@ -43,7 +43,7 @@ pub(super) fn write(
         r#"root = "{dir}/root"
 state = "{dir}/state"
 listen = "unix://{dir}/berth.sock"
-log_level = "debug"
+log_level = "{log_level}"
 cgroup_root = "{cgroup_root}"
 registry_config_dir = "{dir}/certs.d"
 supervisor = "{binaries}/berth-pod"
@@ -65,6 +65,7 @@ path = "{CRUN}"
         binaries = binaries.display(),
         cgroup_root = slot.cgroup_root(),
         bridge = slot.bridge(),
+        log_level = options.log_level,
         extra = options.extra_config,
     );
     put(&dir.join("berth.toml"), &text)?;

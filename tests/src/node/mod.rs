@@ -32,6 +32,9 @@ use crate::{PATIENCE, crictl, image, leak, registry::Registry, wait_until};
 /// Answers up to two full 16 MiB streams of an ExecSync and more.
 const MAX_MESSAGE: usize = 64 << 20;
 
+/// The daemon's socket in the node's folder.
+const SOCKET: &str = "berth.sock";
+
 /// The image every node has unless told otherwise.
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
@@ -47,11 +50,19 @@ pub struct Options {
     pub cni_conflist: Option<String>,
     /// Length of the built-in network's IPv4 prefix.
     pub ipv4_prefix: u8,
+    /// The daemon's `log_level`.
+    pub log_level: String,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { busybox: true, extra_config: String::new(), cni_conflist: None, ipv4_prefix: 24 }
+        Options {
+            busybox: true,
+            extra_config: String::new(),
+            cni_conflist: None,
+            ipv4_prefix: 24,
+            log_level: "debug".to_owned(),
+        }
     }
 }
 
@@ -83,7 +94,7 @@ impl Node {
         let dir = slot.folder()?;
         let registry = Registry::start()?;
         config::write(&dir, &slot, &registry, &binaries()?, &options)?;
-        let channel = Mutex::new(channel_to(&dir));
+        let channel = Mutex::new(channel_to(dir.join(SOCKET)));
         let mut node = Node {
             slot,
             dir,
@@ -108,7 +119,7 @@ impl Node {
         let marker = self.marker_cgroup()?;
         fs::create_dir_all(&marker).with_context(|| format!("creating {}", marker.display()))?;
         *lock(&self.daemon) = Some(self.launch()?.spawn(&[])?);
-        *lock(&self.channel) = channel_to(&self.dir);
+        *lock(&self.channel) = channel_to(self.socket());
         wait_until("the daemon to answer", PATIENCE, async || {
             self.runtime().version(VersionRequest::default()).await.context("calling Version")?;
             Ok(())
@@ -209,7 +220,7 @@ impl Node {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("berth.sock")
+        self.dir.join(SOCKET)
     }
 
     /// Name of the built-in bridge.
@@ -253,7 +264,7 @@ impl Node {
     }
 
     /// Removes all pods and images over CRI, stops the daemon, and fails if anything is left over.
-    pub(crate) async fn finish(&self) -> Result<()> {
+    pub async fn finish(&self) -> Result<()> {
         if lock(&self.daemon).is_none() {
             self.start().await.context("starting the daemon again to clean up")?;
         }
@@ -290,8 +301,7 @@ impl Drop for Node {
 }
 
 /// A connection made at the first call and again after a break.
-fn channel_to(dir: &Path) -> Channel {
-    let socket = dir.join("berth.sock");
+pub fn channel_to(socket: PathBuf) -> Channel {
     Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
@@ -303,15 +313,13 @@ fn binaries() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("BERTH_BIN_DIR") {
         return Ok(given.into());
     }
-    // target/<profile>/deps/<test>-<hash>
-    let test = std::env::current_exe().context("finding the test's own binary")?;
-    let folder = test.ancestors().nth(2).context("the test binary lies in a target folder")?.to_owned();
-    ensure!(
-        folder.join("berthd").exists() && folder.join("berth-pod").exists(),
-        "berthd or berth-pod is missing in {}; build them or run `make test`",
-        folder.display()
-    );
-    Ok(folder)
+    // target/<profile>/<binary> or target/<profile>/deps/<test>-<hash>
+    let own = std::env::current_exe().context("finding this program's own binary")?;
+    let complete = |folder: &&Path| folder.join("berthd").exists() && folder.join("berth-pod").exists();
+    let folder = own.ancestors().skip(1).take(2).find(complete).with_context(|| {
+        format!("berthd or berth-pod is missing beside {}; build them or run `make test`", own.display())
+    })?;
+    Ok(folder.to_owned())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
