@@ -385,8 +385,10 @@ impl Bridge {
 }
 
 /// Whether the kernel can do what the built-in network needs.
-pub(crate) fn probe() -> Result<(), NetlinkError> {
-    nft::probe(&mut Socket::netfilter()?)
+pub(crate) fn probe(subnets: &Subnets) -> Result<(), NetlinkError> {
+    let mut filter = Socket::netfilter()?;
+    nft::probe(&mut filter)?;
+    nft::rehearse(&mut filter, &subnets.each().collect::<Vec<_>>())
 }
 
 fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {

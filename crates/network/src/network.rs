@@ -88,7 +88,8 @@ impl Network {
             }
             sandboxes.insert(sandbox, Arc::new(AsyncMutex::new(Some(lease))));
         }
-        let probed = thread::run("net-probe", bridge::probe).await.map_err(StartError::Thread)?;
+        let probed = thread::run("net-probe", move || bridge::probe(&configured)).await;
+        let probed = probed.map_err(StartError::Thread)?;
         let built_in_fault = probed.err().map(|err| chain(&err));
 
         let cni = Cni::new(config.cni_bin_dirs);

@@ -69,7 +69,7 @@ pub(crate) fn status_info(config: &Config, network: &NetworkStatus) -> Info {
     Info::from([
         topic(
             "config",
-            &json!({ "rootDir": config.root, "stateDir": config.state, "text": config.to_toml() }),
+            &json!({ "rootDir": config.root, "stateDir": config.state }),
         ),
         topic("network", &network),
     ])

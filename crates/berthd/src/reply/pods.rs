@@ -112,7 +112,7 @@ fn network(ips: &[IpAddr]) -> PodSandboxNetworkStatus {
     }
 }
 
-/// `timeline`: what the pod's start waited for, `[{name, began_ms, took_ms}]`, `took_ms` null while it goes on.
+/// `timeline`: what the pod's start waited for, `{steps: [{name, began_ms, took_ms}]}`, `took_ms` null while it goes on.
 pub(crate) fn sandbox_info(view: &PodView) -> Info {
     let sandbox = &view.sandbox;
     let steps: Vec<Value> = view.timeline.steps().iter().map(step).collect();
@@ -122,11 +122,11 @@ pub(crate) fn sandbox_info(view: &PodView) -> Info {
         "runtimeHandler": sandbox.handler,
         "hostNetwork": sandbox.host_network(),
     });
-    Info::from([topic("info", &info), topic("timeline", &steps.into())])
+    Info::from([topic("info", &info), topic("timeline", &json!({ "steps": steps }))])
 }
 
 fn step(step: &TimelineStep) -> Value {
-    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+    let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
     json!({ "name": step.name, "began_ms": millis(step.began), "took_ms": step.took.map(millis) })
 }
 

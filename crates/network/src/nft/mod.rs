@@ -65,6 +65,10 @@ impl Table {
         subnets: &[IpNet],
         forwards: &[Forward],
     ) -> Result<(), NetlinkError> {
+        commit(socket, self.replacement(subnets, forwards))
+    }
+
+    fn replacement(&self, subnets: &[IpNet], forwards: &[Forward]) -> Vec<Request> {
         let table = || Attributes::new().string(1, &self.name);
         let mut requests = vec![
             // Deleting needs it to exist; making it where it exists is no error.
@@ -88,7 +92,7 @@ impl Table {
             ACK | CREATE,
             forwards,
         ));
-        commit(socket, requests)
+        requests
     }
 
     /// Adds host ports; those that are there already, with the same target, are fine.
@@ -166,6 +170,16 @@ impl Table {
             payload: [header(NFPROTO_INET, 0).to_vec(), attributes.into_bytes()].concat(),
         }
     }
+}
+
+/// Whether the kernel can do all of the table, which takes modules that some leave out (the family `inet`, NAT): it is
+/// made and deleted again in one transaction, so that no packet ever sees it.
+pub(crate) fn rehearse(socket: &mut Socket, subnets: &[IpNet]) -> Result<(), NetlinkError> {
+    let table = Table { name: format!("berth-probe-{}", std::process::id()), bridge: "berth-probe".to_owned() };
+    let mut requests = table.replacement(subnets, &[]);
+    let named = Attributes::new().string(1, &table.name);
+    requests.push(table.request("delete", Kind::DeleteTable, ACK, named));
+    commit(socket, requests)
 }
 
 /// Whether the kernel has nf_tables; the error says what it answered instead.
