@@ -16,11 +16,11 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// `[{"name", "began_ms", "took_ms"}, …]`; steps that have not ended are left out.
+    /// `{"steps": [{"name", "began_ms", "took_ms"}, …]}`; steps that have not ended are left out.
     pub(crate) fn parse_all(json: &str) -> Result<Vec<Step>> {
         let value: Value = serde_json::from_str(json)?;
         let mut steps = Vec::new();
-        for step in value.as_array().context("it is no list")? {
+        for step in value["steps"].as_array().context("it has no steps")? {
             let millis = |key: &str| step[key].as_f64().map(|ms| Duration::from_secs_f64(ms / 1e3));
             let Some(took) = millis("took_ms") else { continue };
             steps.push(Step {
@@ -74,9 +74,9 @@ mod tests {
         let mut all = Timelines::default();
         for (began, took) in [(2.0, 4.5), (3.0, 5.5)] {
             let json = format!(
-                r#"[{{"name":"process","began_ms":{began},"took_ms":{took}}},
+                r#"{{"steps":[{{"name":"process","began_ms":{began},"took_ms":{took}}},
                     {{"name":"network","began_ms":0.5,"took_ms":1}},
-                    {{"name":"open","began_ms":9,"took_ms":null}}]"#
+                    {{"name":"open","began_ms":9,"took_ms":null}}]}}"#
             );
             all.add(Step::parse_all(&json).unwrap());
         }

@@ -50,12 +50,14 @@ fn parse_mount(line: &str) -> Result<Mount> {
     })
 }
 
-/// Ids of the processes whose cgroup, in any hierarchy, has `part` in its path.
+/// Ids of the processes whose cgroup, in any hierarchy, has `part` in its path; without those that are dead already and
+/// wait for their parent to be told.
 pub fn processes_in_cgroup(part: &str) -> Result<Vec<i32>> {
     let mut found = Vec::new();
     for pid in processes()? {
         // A process may end between listing and reading.
-        if fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(part)) {
+        let there = fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(part));
+        if there && status_field(pid, "State").is_ok_and(|state| !state.starts_with('Z')) {
             found.push(pid);
         }
     }
@@ -114,6 +116,16 @@ pub fn cgroup_hierarchies() -> Result<BTreeMap<String, PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// Whether the kernel limits by this controller.
+pub fn has_controller(name: &str) -> Result<bool> {
+    match cgroup_version() {
+        1 => Ok(cgroup_hierarchies()?.contains_key(name)),
+        _ => Ok(fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?
+            .split_whitespace()
+            .any(|known| known == name)),
+    }
 }
 
 /// A limit as the kernel has it: the file `v1` of `controller`, or the file `v2`, in the cgroup of process `pid`.

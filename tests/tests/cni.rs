@@ -3,26 +3,9 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Result, bail, ensure};
-use berth_tests::{Node, Options, PATIENCE, cri::sleeper, on_node_with, wait_until};
+use berth_tests::{Node, Options, PATIENCE, cri::sleeper, node::CNI_BRIDGE, on_node_with, wait_until};
 use k8s_cri::v1::{PortMapping, RuntimeCondition, StatusRequest};
 use serde_json::Value;
-
-/// Debian's bridge plugin with addresses of the node's subnets.
-const BRIDGE: &str = r#"{
-  "cniVersion": "1.0.0",
-  "name": "test",
-  "plugins": [{
-    "type": "bridge",
-    "bridge": "@BRIDGE@",
-    "isGateway": true,
-    "ipam": {
-      "type": "host-local",
-      "dataDir": "@DIR@/ipam",
-      "ranges": [[{ "subnet": "@SUBNET4@" }], [{ "subnet": "@SUBNET6@" }]],
-      "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]
-    }
-  }]
-}"#;
 
 /// A plugin of the test's own, which writes down how it was called.
 const RECORDING: &str = r#"{
@@ -90,7 +73,7 @@ async fn network_condition(node: &Node) -> Result<RuntimeCondition> {
 
 #[test]
 fn debians_bridge_plugin_gives_pods_their_addresses() {
-    on_node_with(with_network(BRIDGE), async |node| {
+    on_node_with(with_network(CNI_BRIDGE), async |node| {
         let (server, client) = (node.run_pod(node.pod("a")).await?, node.run_pod(node.pod("b")).await?);
         let ips = server.ips().await?;
         ensure!(ips.len() == 2 && ips[0].contains('.') && ips[1].contains(':'), "{ips:?}");

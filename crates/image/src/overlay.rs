@@ -130,6 +130,12 @@ impl Overlay<'_> {
     fn mount_in_namespace(&self) -> Result<OwnedFd, OverlayError> {
         let nix =
             |step| move |errno: nix::Error| OverlayError { step, said: String::new(), source: errno.into() };
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)
+            .map_err(nix("leave the mount namespace"))?;
+        let none = None::<&str>;
+        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .map_err(nix("make mounts private"))?;
+        // From here on, since overlayfs takes no folder by way of another namespace's mount.
         // One page holds all options of the old call; names in a folder of handles are a few bytes each.
         let mut held = Vec::new();
         let mut handle = |path: &Path| -> Result<String, OverlayError> {
@@ -150,11 +156,6 @@ impl Overlay<'_> {
         if self.volatile {
             options.push_str(",volatile");
         }
-        nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)
-            .map_err(nix("leave the mount namespace"))?;
-        let none = None::<&str>;
-        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .map_err(nix("make mounts private"))?;
         nix::unistd::chdir("/proc/self/fd").map_err(nix("enter the folder of handles"))?;
         // Any folder will do as a place: nobody else sees this namespace. /proc is one that is there for sure,
         // and the current folder keeps the proc below it.

@@ -38,6 +38,26 @@ const SOCKET: &str = "berth.sock";
 /// The image every node has unless told otherwise.
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
+/// A CNI network: Debian's bridge plugin with addresses of the node's subnets.
+pub const CNI_BRIDGE: &str = r#"{
+  "cniVersion": "1.0.0",
+  "name": "test",
+  "plugins": [{
+    "type": "bridge",
+    "bridge": "@BRIDGE@",
+    "isGateway": true,
+    "ipam": {
+      "type": "host-local",
+      "dataDir": "@DIR@/ipam",
+      "ranges": [[{ "subnet": "@SUBNET4@" }], [{ "subnet": "@SUBNET6@" }]],
+      "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]
+    }
+  }]
+}"#;
+
+/// Set to `cni` where the kernel lacks what the built-in network needs: nodes have [`CNI_BRIDGE`] instead.
+const NETWORK_VARIABLE: &str = "BERTH_TEST_NETWORK";
+
 /// How a node differs from the usual one.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -46,7 +66,8 @@ pub struct Options {
     /// Lines for the top of `berth.toml`.
     pub extra_config: String,
     /// A CNI network, which takes the place of the built-in bridge. `@BRIDGE@`, `@DIR@`, `@SUBNET4@` and `@SUBNET6@`
-    /// stand for this node's. Plugins are looked for in `DIR/cni-bin`, then among Debian's.
+    /// stand for this node's. Plugins are looked for in `DIR/cni-bin`, then among Debian's. `None` is the built-in
+    /// bridge.
     pub cni_conflist: Option<String>,
     /// Length of the built-in network's IPv4 prefix.
     pub ipv4_prefix: u8,
@@ -59,7 +80,9 @@ impl Default for Options {
         Options {
             busybox: true,
             extra_config: String::new(),
-            cni_conflist: None,
+            cni_conflist: std::env::var(NETWORK_VARIABLE)
+                .is_ok_and(|network| network == "cni")
+                .then(|| CNI_BRIDGE.to_owned()),
             ipv4_prefix: 24,
             log_level: "debug".to_owned(),
         }

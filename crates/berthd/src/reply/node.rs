@@ -67,10 +67,7 @@ pub(crate) fn status_info(config: &Config, network: &NetworkStatus) -> Info {
         }),
     };
     Info::from([
-        topic(
-            "config",
-            &json!({ "rootDir": config.root, "stateDir": config.state }),
-        ),
+        topic("config", &json!({ "rootDir": config.root, "stateDir": config.state })),
         topic("network", &network),
     ])
 }

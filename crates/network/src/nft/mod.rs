@@ -175,7 +175,8 @@ impl Table {
 /// Whether the kernel can do all of the table, which takes modules that some leave out (the family `inet`, NAT): it is
 /// made and deleted again in one transaction, so that no packet ever sees it.
 pub(crate) fn rehearse(socket: &mut Socket, subnets: &[IpNet]) -> Result<(), NetlinkError> {
-    let table = Table { name: format!("berth-probe-{}", std::process::id()), bridge: "berth-probe".to_owned() };
+    let table =
+        Table { name: format!("berth-probe-{}", std::process::id()), bridge: "berth-probe".to_owned() };
     let mut requests = table.replacement(subnets, &[]);
     let named = Attributes::new().string(1, &table.name);
     requests.push(table.request("delete", Kind::DeleteTable, ACK, named));
