@@ -5,7 +5,7 @@ use berth_tests::{
     cri::{resources, script, sleeper},
     host, on_node,
 };
-use k8s_cri::v1::{ContainerState, HugepageLimit, LinuxContainerResources};
+use k8s_cri::v1::{ContainerState, HugepageLimit, LinuxContainerResources, UpdateContainerResourcesRequest};
 
 const MIB: i64 = 1 << 20;
 
@@ -150,6 +150,65 @@ fn exec_counts_against_the_containers_limits() {
         let done = container.exec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"]).await?;
         ensure!(done.code == 137, "{done:?}");
         ensure!(container.sh("echo alive").await? == "alive\n");
+        Ok(())
+    });
+}
+
+#[test]
+fn limits_change_while_the_container_runs_and_zero_leaves_them() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        let mut config = sleeper("main");
+        *resources(&mut config) = LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpu_shares: 512,
+            memory_limit_in_bytes: 64 * MIB,
+            memory_swap_limit_in_bytes: 64 * MIB,
+            ..LinuxContainerResources::default()
+        };
+        let container = pod.run(config).await?;
+        let pid = container.pid()?;
+        let update = async |limits: LinuxContainerResources| {
+            let request = UpdateContainerResourcesRequest {
+                container_id: container.id.clone(),
+                linux: Some(limits),
+                ..UpdateContainerResourcesRequest::default()
+            };
+            node.runtime().update_container_resources(request).await
+        };
+        // Up and down: on version 1 memory and swap have to be written in the right order.
+        for mib in [128, 32, 64] {
+            update(LinuxContainerResources {
+                memory_limit_in_bytes: mib * MIB,
+                memory_swap_limit_in_bytes: mib * MIB,
+                ..LinuxContainerResources::default()
+            })
+            .await?;
+            let limit = host::cgroup_value(pid, "memory", "memory.limit_in_bytes", "memory.max")?;
+            ensure!(limit == (mib * MIB).to_string(), "{limit}");
+        }
+        // kubelet's cpu manager sends the CPUs and nothing else.
+        if host::has_controller("cpuset")? {
+            update(LinuxContainerResources {
+                cpuset_cpus: "0".to_owned(),
+                ..LinuxContainerResources::default()
+            })
+            .await?;
+            ensure!(host::cgroup_value(pid, "cpuset", "cpuset.cpus", "cpuset.cpus")? == "0");
+        }
+        let reported = container.status().await?.resources.and_then(|resources| resources.linux);
+        let reported = reported.unwrap_or_default();
+        ensure!(reported.memory_limit_in_bytes == 64 * MIB && reported.cpu_shares == 512, "{reported:?}");
+        node.kill9().await?;
+        node.start().await?;
+        let kept = container.status().await?.resources.and_then(|resources| resources.linux);
+        ensure!(kept.is_some_and(|kept| kept.memory_limit_in_bytes == 64 * MIB), "forgotten");
+
+        container.stop(0).await?;
+        let late =
+            update(LinuxContainerResources { cpu_shares: 2, ..LinuxContainerResources::default() }).await;
+        ensure!(late.is_err_and(|status| status.code() == tonic::Code::FailedPrecondition));
         Ok(())
     });
 }

@@ -61,7 +61,7 @@ pub async fn run(
 
     let stopping = CancellationToken::new();
     let limits = config.limits.clone();
-    let services = Services::build(config.clone()).await.map_err(AppError::Services)?;
+    let services = Services::build(config.clone(), stopping.clone()).await.map_err(AppError::Services)?;
     let network = services.runtime.network.clone();
 
     let (listener, _file) = bound.listen()?;

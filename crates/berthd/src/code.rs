@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 
 use berth_image::{DiskError, PullError, ReferenceError, RemoveError};
 use berth_network::PodCidrError;
-use berth_sandbox_manager::Error as PodError;
+use berth_sandbox_manager::{Error as PodError, TooSlow};
 use tonic::{Code, Status};
 
 use crate::error::Chain;
@@ -52,6 +52,12 @@ impl Coded for PodError {
             Self::ExecTimeout { .. } => Code::DeadlineExceeded,
             Self::CannotExecute { .. } | Self::Unkillable { .. } | Self::Step { .. } => Code::Internal,
         }
+    }
+}
+
+impl Coded for TooSlow {
+    fn code(&self) -> Code {
+        Code::ResourceExhausted
     }
 }
 

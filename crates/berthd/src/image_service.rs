@@ -3,13 +3,12 @@
 use berth_cri::runtime::v1::image_service_server::ImageService;
 use berth_cri::runtime::v1::*;
 use berth_image::Images;
-use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::clock::unix_nanos;
 use crate::code::Coded;
 use crate::reply::images as reply;
-use crate::rpc::{received, unbuilt};
+use crate::rpc::{Messages, in_pieces, received};
 
 /// The service's handlers.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ impl ImageHandlers {
 
 #[tonic::async_trait]
 impl ImageService for ImageHandlers {
-    type StreamImagesStream = BoxStream<'static, Result<StreamImagesResponse, Status>>;
+    type StreamImagesStream = Messages<StreamImagesResponse>;
 
     async fn list_images(
         &self,
@@ -84,8 +83,12 @@ impl ImageService for ImageHandlers {
         }))
     }
 
-    unbuilt! {
-        StreamImages: stream_images(StreamImagesRequest) -> Self::StreamImagesStream;
+    async fn stream_images(
+        &self,
+        request: Request<StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        let images = self.list(received(request).filter)?;
+        Ok(in_pieces(images, |images| StreamImagesResponse { images }))
     }
 }
 

@@ -7,17 +7,15 @@ use berth_cri::runtime::v1::runtime_service_server::RuntimeService;
 use berth_cri::runtime::v1::*;
 use berth_network::Network;
 use berth_sandbox_manager::SandboxManager;
-use futures::stream::BoxStream;
+use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::clock::unix_nanos;
 use crate::code::Coded;
 use crate::config::Config;
 use crate::reply::{node, pods as reply};
-use crate::rpc::{received, unbuilt};
-
-/// Messages of a streaming answer.
-type Messages<T> = BoxStream<'static, Result<T, Status>>;
+use crate::rpc::{Messages, in_pieces, received, unbuilt};
 
 /// The service's handlers.
 #[derive(Debug)]
@@ -25,6 +23,8 @@ pub(crate) struct RuntimeHandlers {
     pub(crate) config: Arc<Config>,
     pub(crate) manager: SandboxManager,
     pub(crate) network: Network,
+    /// Cancelled when the daemon ends.
+    pub(crate) stopping: CancellationToken,
 }
 
 impl RuntimeHandlers {
@@ -87,6 +87,22 @@ impl RuntimeService for RuntimeHandlers {
         Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }
 
+    async fn get_container_events(
+        &self,
+        request: Request<GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        received(request);
+        let events = futures::stream::unfold(Some(self.manager.listen()), async |listener| {
+            let mut listener = listener?;
+            match listener.next().await? {
+                Ok(event) => Some((Ok(reply::event(&event)), Some(listener))),
+                // Whoever missed something has to look at everything anew; the end of the stream makes it do so.
+                Err(lost) => Some((Err(lost.into_status()), None)),
+            }
+        });
+        Ok(Response::new(events.take_until(self.stopping.clone().cancelled_owned()).boxed()))
+    }
+
     // --- Sandboxes
 
     async fn run_pod_sandbox(
@@ -129,6 +145,31 @@ impl RuntimeService for RuntimeHandlers {
             status.info = reply::sandbox_info(&view);
         }
         Ok(Response::new(status))
+    }
+
+    /// The pod's cgroup is kubelet's, who writes the new limits itself once nobody objects.
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
+        self.manager.sandbox(&received(request).pod_sandbox_id).map_err(Coded::into_status)?;
+        Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        let sandboxes = self.list_sandboxes(received(request).filter);
+        Ok(in_pieces(sandboxes, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        let containers = self.list_all_containers(received(request).filter);
+        Ok(in_pieces(containers, |containers| StreamContainersResponse { containers }))
     }
 
     async fn list_pod_sandbox(
@@ -207,6 +248,16 @@ impl RuntimeService for RuntimeHandlers {
         Ok(Response::new(ContainerStatusResponse { status, info }))
     }
 
+    async fn update_container_resources(
+        &self,
+        request: Request<UpdateContainerResourcesRequest>,
+    ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
+        let request = received(request);
+        let limits = request.linux.unwrap_or_default();
+        self.manager.update_container(&request.container_id, limits).await.map_err(Coded::into_status)?;
+        Ok(Response::new(UpdateContainerResourcesResponse {}))
+    }
+
     async fn exec_sync(
         &self,
         request: Request<ExecSyncRequest>,
@@ -232,10 +283,6 @@ impl RuntimeService for RuntimeHandlers {
     }
 
     unbuilt! {
-        StreamPodSandboxes: stream_pod_sandboxes(StreamPodSandboxesRequest) -> Self::StreamPodSandboxesStream;
-        StreamContainers: stream_containers(StreamContainersRequest) -> Self::StreamContainersStream;
-        UpdateContainerResources: update_container_resources(UpdateContainerResourcesRequest)
-            -> UpdateContainerResourcesResponse;
         Exec: exec(ExecRequest) -> ExecResponse;
         Attach: attach(AttachRequest) -> AttachResponse;
         PortForward: port_forward(PortForwardRequest) -> PortForwardResponse;
@@ -250,15 +297,12 @@ impl RuntimeService for RuntimeHandlers {
         CheckpointContainer: checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
         CheckpointPod: checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
         RestorePod: restore_pod(RestorePodRequest) -> RestorePodResponse;
-        GetContainerEvents: get_container_events(GetEventsRequest) -> Self::GetContainerEventsStream;
         ListMetricDescriptors: list_metric_descriptors(ListMetricDescriptorsRequest)
             -> ListMetricDescriptorsResponse;
         ListPodSandboxMetrics: list_pod_sandbox_metrics(ListPodSandboxMetricsRequest)
             -> ListPodSandboxMetricsResponse;
         StreamPodSandboxMetrics: stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest)
             -> Self::StreamPodSandboxMetricsStream;
-        UpdatePodSandboxResources: update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest)
-            -> UpdatePodSandboxResourcesResponse;
     }
 }
 

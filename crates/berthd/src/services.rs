@@ -9,6 +9,7 @@ use berth_image::{ImageConfig, Images};
 use berth_network::{Network, NetworkConfig};
 use berth_sandbox_manager::{Handler, ManagerConfig, SandboxManager};
 use berth_store::{Durability, Store};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RuntimeHandler};
 use crate::image_service::ImageHandlers;
@@ -25,9 +26,14 @@ impl Services {
     /// Opens stores, recovers pods, makes the handlers. Nobody can connect before this is done: kubelet takes an
     /// empty list for "all pods are gone", and no answer for what it is.
     ///
+    /// `stopping` is cancelled when the daemon ends; streams that would never end by themselves end with it.
+    ///
     /// # Errors
     /// Whatever keeps the daemon from working at all.
-    pub async fn build(config: Config) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub async fn build(
+        config: Config,
+        stopping: CancellationToken,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let image_records = config.root.join("images.redb");
         let pod_records = config.root.join("pods.redb");
         let image_config = image_config(&config);
@@ -42,7 +48,10 @@ impl Services {
         let manager =
             SandboxManager::start(manager_config(&config), images.clone(), network.clone(), pods).await?;
         let config = Arc::new(config);
-        Ok(Self { runtime: RuntimeHandlers { config, manager, network }, images: ImageHandlers { images } })
+        Ok(Self {
+            runtime: RuntimeHandlers { config, manager, network, stopping },
+            images: ImageHandlers { images },
+        })
     }
 }
 

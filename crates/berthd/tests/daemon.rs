@@ -12,7 +12,8 @@ use std::time::Duration;
 use berth_cri::runtime::v1::image_service_client::ImageServiceClient;
 use berth_cri::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use berth_cri::runtime::v1::{
-    CheckpointContainerRequest, ImageSpec, ImageStatusRequest, StreamImagesRequest,
+    CheckpointContainerRequest, ImageSpec, ImageStatusRequest, StreamContainersRequest, StreamImagesRequest,
+    StreamPodSandboxesRequest,
 };
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::{Signal, kill};
@@ -177,7 +178,7 @@ async fn an_idle_connection_does_not_hold_up_the_end() {
 async fn an_rpc_that_is_not_built_is_unimplemented_with_its_name() {
     let daemon = Daemon::start(&[]);
     let channel = daemon.channel().await;
-    let status = RuntimeServiceClient::new(channel.clone())
+    let status = RuntimeServiceClient::new(channel)
         .checkpoint_container(CheckpointContainerRequest::default())
         .await
         .unwrap_err();
@@ -185,9 +186,19 @@ async fn an_rpc_that_is_not_built_is_unimplemented_with_its_name() {
         (status.code(), status.message()),
         (Code::Unimplemented, "CheckpointContainer is not implemented")
     );
-    let status =
-        ImageServiceClient::new(channel).stream_images(StreamImagesRequest::default()).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::Unimplemented, "StreamImages is not implemented"));
+}
+
+#[tokio::test]
+async fn a_streamed_list_of_nothing_is_its_end() {
+    let daemon = Daemon::start(&[]);
+    let channel = daemon.channel().await;
+    let images = ImageServiceClient::new(channel.clone()).stream_images(StreamImagesRequest::default()).await;
+    assert!(images.unwrap().into_inner().message().await.unwrap().is_none());
+    let mut runtime = RuntimeServiceClient::new(channel);
+    let pods = runtime.stream_pod_sandboxes(StreamPodSandboxesRequest::default()).await;
+    assert!(pods.unwrap().into_inner().message().await.unwrap().is_none());
+    let containers = runtime.stream_containers(StreamContainersRequest::default()).await;
+    assert!(containers.unwrap().into_inner().message().await.unwrap().is_none());
 }
 
 #[tokio::test]

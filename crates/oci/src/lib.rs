@@ -32,6 +32,7 @@ pub use input::{
 };
 pub use mounts::image_volumes;
 pub use process::exec_process;
+pub use resources::limits;
 pub use signal::{DEFAULT_STOP_SIGNAL, UnknownSignal, cri_signal, signal_number, stop_signal};
 pub use spec::{ContainerSpec, container_spec};
 pub use user::{ResolvedUser, UserError, resolve_user};

@@ -1,6 +1,6 @@
 //! `linux.resources`: CRI's numbers in OCI's form.
 
-use crate::{ContainerInput, SpecError, devices};
+use crate::{ContainerInput, HostFacts, SpecError, devices};
 use berth_cri::runtime::v1::LinuxContainerResources;
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
@@ -14,14 +14,30 @@ pub(crate) fn resources(
     privileged: bool,
     warnings: &mut Vec<String>,
 ) -> Result<LinuxResources, SpecError> {
-    let mut resources = LinuxResources::default();
-    resources.set_devices(Some(devices::rules(input, privileged)));
-    let Some(asked) = input.container.linux.as_ref().and_then(|linux| linux.resources.as_ref()) else {
-        return Ok(resources);
+    let asked = input.container.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let mut resources = match asked {
+        Some(asked) => limits(asked, input.host, warnings)?,
+        None => LinuxResources::default(),
     };
+    resources.set_devices(Some(devices::rules(input, privileged)));
+    Ok(resources)
+}
+
+/// The limits of a container that runs, to be changed. As in CRI a zero leaves its limit as it is; devices are no limits
+/// and not in the answer.
+///
+/// # Errors
+/// [`SpecError::Invalid`], naming the field.
+pub fn limits(
+    asked: &LinuxContainerResources,
+    host: &HostFacts,
+    warnings: &mut Vec<String>,
+) -> Result<LinuxResources, SpecError> {
+    let mut resources = LinuxResources::default();
+    resources.set_devices(None);
     resources.set_cpu(cpu(asked)?);
-    resources.set_memory(memory(asked, input.host.swap, warnings)?);
-    resources.set_hugepage_limits(hugepages(asked, input.host.hugetlb, warnings)?);
+    resources.set_memory(memory(asked, host.swap, warnings)?);
+    resources.set_hugepage_limits(hugepages(asked, host.hugetlb, warnings)?);
     if !asked.unified.is_empty() {
         resources.set_unified(Some(asked.unified.clone().into_iter().collect()));
     }

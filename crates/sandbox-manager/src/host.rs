@@ -21,7 +21,7 @@ use berth_supervisor::client::SupervisorBinary;
 use oci_spec::runtime::LinuxSeccomp;
 use sha2::{Digest as _, Sha256};
 
-use crate::{SandboxId, files::PodDir};
+use crate::{SandboxId, events::Bus, files::PodDir};
 
 /// How containers of a handler are launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +93,7 @@ pub(crate) struct Host {
     pub(crate) boot_id: String,
     capabilities: CapSet,
     pub(crate) filters: FilterCache,
+    pub(crate) bus: Bus,
     store: Store,
     /// The last created_at handed out: they grow, whatever the wall clock does.
     last_created: Mutex<i64>,
@@ -126,6 +127,7 @@ impl Host {
             facts,
             capabilities,
             filters: FilterCache::default(),
+            bus: Bus::default(),
             store,
             last_created: Mutex::new(0),
         })

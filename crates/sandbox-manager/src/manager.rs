@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use berth_cri::runtime::v1::{ContainerConfig, PodSandboxConfig};
+use berth_cri::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use berth_image::Images;
 use berth_network::Network;
 use berth_store::Store;
@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info_span};
 
 use crate::{
-    Container, ContainerId, ContainerState, Error, ExecOutput, Handler, HostError, ManagerConfig, PodView,
-    Sandbox, SandboxId, SandboxPhase, exec,
+    Container, ContainerId, ContainerState, Error, ExecOutput, Handler, HostError, Listener, ManagerConfig,
+    PodView, Sandbox, SandboxId, SandboxPhase, exec,
     host::Host,
     pod::{Pod, PodHandle, Reply, Request, state_name},
     recovery,
@@ -264,6 +264,15 @@ impl SandboxManager {
         exec::exec_sync(&self.host, &view.sandbox, &container, &supervisor, command, limit).await
     }
 
+    /// Changes the limits of a container that was created and has not ended. Zero and empty fields leave their limits.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] once it has ended; the kernel's refusal of a limit.
+    pub async fn update_container(&self, id: &str, limits: LinuxContainerResources) -> Result<(), Error> {
+        let (pod, container) = self.find(id)?;
+        pod.ask(|reply| Request::Update(container.id.clone(), limits, reply)).await
+    }
+
     /// Makes a container's log file anew and goes on in it.
     ///
     /// # Errors
@@ -272,6 +281,12 @@ impl SandboxManager {
         let (_, container, supervisor) = self.running(id, "reopen the log of")?;
         let label = format!("container {}", container.id.short());
         supervisor.reopen_log(container.id.as_str()).await.map_err(Error::step(label, "reopen its log"))
+    }
+
+    /// Hears of everything that happens to pods from now on.
+    #[must_use]
+    pub fn listen(&self) -> Listener {
+        self.host.bus.listen()
     }
 
     /// The OCI spec a container was made from, as JSON; `None` once its pod is stopped.

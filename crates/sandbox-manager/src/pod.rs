@@ -16,7 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use berth_cri::{berth::v1::ContainerExited, runtime::v1::ContainerConfig};
+use berth_cri::{
+    berth::v1::ContainerExited,
+    runtime::v1::{ContainerConfig, LinuxContainerResources},
+};
 use berth_store::Batch;
 use berth_supervisor::client::{Event, Events, Supervisor};
 use tokio::{
@@ -26,8 +29,8 @@ use tokio::{
 use tracing::Instrument as _;
 
 use crate::{
-    Container, ContainerId, ContainerState, Error, Exit, PodView, Sandbox, SandboxId, SandboxPhase, Timeline,
-    UnixNanos,
+    Container, ContainerId, ContainerState, Error, Event as PodEvent, EventKind, Exit, PodView, Sandbox,
+    SandboxId, SandboxPhase, Timeline, UnixNanos,
     admit::{Admit, Ask, InFlight, admit},
     create::{Creation, discard, end_processes},
     error::cause,
@@ -35,7 +38,7 @@ use crate::{
     manager::Directory,
     recovery::{self, Connection},
     sandbox::{Up, bring_up, tear_down},
-    start_stop,
+    start_stop, update,
 };
 
 /// A pod of 16 containers may have about four calls waiting per container. Fuller than that, the pod is stuck.
@@ -54,6 +57,7 @@ pub(crate) enum Request {
     Start(ContainerId, Reply<()>),
     Stop(ContainerId, Duration, Reply<()>),
     Remove(ContainerId, Reply<()>),
+    Update(ContainerId, LinuxContainerResources, Reply<()>),
     StopPod(Reply<()>),
     RemovePod(Reply<()>),
 }
@@ -86,6 +90,8 @@ struct Slot {
     /// Name and attempt, known from the beginning.
     name: (String, u32),
     work: Work,
+    /// Its end, when the news of its start is still on the way: first things first.
+    early_exit: Option<ContainerExited>,
 }
 
 /// [`InFlight`] with those who wait for it.
@@ -144,6 +150,8 @@ enum Done {
     Started(ContainerId, Result<UnixNanos, Error>),
     Stopped(ContainerId, Result<(), Error>),
     Removed(ContainerId, Result<(), Error>),
+    /// New limits, which are in force now if the result says so.
+    Updated(ContainerId, LinuxContainerResources, Result<(), Error>, Reply<()>),
     /// What an ended container left behind is cleaned up.
     Cleaned(ContainerId, Result<(), Error>),
     /// A new connection to the supervisor.
@@ -170,6 +178,8 @@ pub(crate) struct Pod {
     view: watch::Sender<Arc<PodView>>,
     timeline: Timeline,
     starts: u64,
+    /// When the last event was told.
+    told_at: UnixNanos,
     ended: bool,
 }
 
@@ -211,7 +221,10 @@ impl Pod {
         let slots = containers.into_iter().map(|container| {
             let (name, attempt) = container.name_and_attempt();
             let name = (name.to_owned(), attempt);
-            (container.id.clone(), Slot { container: Some(Arc::new(container)), name, work: Work::Idle })
+            (
+                container.id.clone(),
+                Slot { container: Some(Arc::new(container)), name, work: Work::Idle, early_exit: None },
+            )
         });
         let sandbox = Arc::new(sandbox);
         let timeline = Timeline::new();
@@ -238,6 +251,7 @@ impl Pod {
             view,
             timeline,
             starts,
+            told_at: 0,
             ended: false,
         };
         (pod, handle)
@@ -286,6 +300,7 @@ impl Pod {
             Request::Start(id, reply) => self.start(id, reply),
             Request::Stop(id, grace, reply) => self.stop(id, grace, reply),
             Request::Remove(id, reply) => self.remove(id, reply),
+            Request::Update(id, limits, reply) => self.update(id, limits, reply),
             Request::StopPod(reply) => self.stop_pod(reply),
             Request::RemovePod(reply) => self.remove_pod(reply),
         }
@@ -325,7 +340,10 @@ impl Pod {
             id: id.clone(),
             config,
         };
-        self.slots.insert(id.clone(), Slot { container: None, name, work: Work::Create(vec![reply]) });
+        self.slots.insert(
+            id.clone(),
+            Slot { container: None, name, work: Work::Create(vec![reply]), early_exit: None },
+        );
         self.spawn(async move { Done::Created(id, creation.run().await.map(Arc::new)) });
     }
 
@@ -448,6 +466,22 @@ impl Pod {
         }
     }
 
+    fn update(&mut self, id: ContainerId, limits: LinuxContainerResources, reply: Reply<()>) {
+        let container = self.slots.get(&id).and_then(|slot| slot.container.clone());
+        let Some(container) = container else {
+            return answer([reply], Err(Error::ContainerNotFound(id.to_string())));
+        };
+        if container.pid().is_none() {
+            let state = state_name(&container.state);
+            return answer([reply], Err(wrong_state(&id, state, "change the limits of")));
+        }
+        let (host, parent) = (Arc::clone(&self.host), self.sandbox.cgroup_parent.clone());
+        self.spawn(async move {
+            let result = update::apply(&host, &container, &parent, &limits).await;
+            Done::Updated(id, limits, result, reply)
+        });
+    }
+
     fn stop_pod(&mut self, reply: Reply<()>) {
         match &mut self.phase {
             Phase::Creating(_) => self.later.push(Request::StopPod(reply)),
@@ -530,8 +564,16 @@ impl Pod {
                 if result.is_ok() {
                     self.slots.remove(&id);
                     self.publish();
+                    self.tell(EventKind::Deleted, id.to_string());
                 }
                 answer(waiting, result);
+            }
+            Done::Updated(id, limits, result, reply) => {
+                let result = match result {
+                    Ok(()) => self.on_updated(&id, &limits).await,
+                    failed => failed,
+                };
+                answer([reply], result);
             }
             Done::Cleaned(id, Err(err)) => {
                 tracing::warn!(container = %id.short(), error = cause(&err), "cannot clean up after a container; its removal will try again");
@@ -544,7 +586,12 @@ impl Pod {
                 let Phase::Removing(waiting) = &mut self.phase else { return };
                 let waiting = std::mem::take(waiting);
                 match &result {
-                    Ok(()) => self.end(),
+                    Ok(()) => {
+                        self.slots.clear();
+                        self.publish();
+                        self.end();
+                        self.tell(EventKind::Deleted, self.sandbox.id.to_string());
+                    }
                     Err(_) => self.phase = Phase::Stopped { clean: true },
                 }
                 answer(waiting, result);
@@ -565,6 +612,8 @@ impl Pod {
                 self.events = Some(up.events);
                 self.phase = Phase::Ready;
                 self.publish();
+                self.tell(EventKind::Created, self.sandbox.id.to_string());
+                self.tell(EventKind::Started, self.sandbox.id.to_string());
                 answer(waiting, Ok(self.sandbox.id.clone()));
             }
             Err(err) => {
@@ -587,6 +636,7 @@ impl Pod {
             Ok(container) => {
                 slot.container = Some(container);
                 self.publish();
+                self.tell(EventKind::Created, id.to_string());
                 answer(waiting, Ok(id.clone()));
             }
             Err(err) => {
@@ -599,27 +649,33 @@ impl Pod {
     async fn on_started(&mut self, id: &ContainerId, result: Result<UnixNanos, Error>) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         let waiting = slot.work.finish();
+        let early_exit = slot.early_exit.take();
         let Some(container) = slot.container.clone() else { return };
         self.starts += 1;
         let started = Container { start_order: self.starts, ..(*container).clone() };
-        let new = match (&result, &container.state) {
+        let state = match (&result, &container.state) {
             (Ok(started_at), ContainerState::Created { pid }) => {
-                Some(started.with_state(ContainerState::Running { pid: *pid, started_at: *started_at }))
+                ContainerState::Running { pid: *pid, started_at: *started_at }
             }
-            // Its end came before the news of its start.
-            (Ok(_), _) => None,
-            (Err(err), _) => {
-                Some(started.with_state(ContainerState::Exited(Exit::not_started(err.to_string()))))
-            }
+            // Its supervisor was lost meanwhile.
+            (Ok(_), state) => state.clone(),
+            (Err(err), _) => ContainerState::Exited(Exit::not_started(err.to_string())),
         };
-        let kept = match new {
-            Some(container) => self.change(container).await,
-            None => Ok(()),
-        };
-        if result.is_err() {
-            self.clean_up(id.clone());
+        let kept = self.change(started.with_state(state)).await;
+        match (&result, early_exit) {
+            (Ok(_), Some(exited)) => self.on_exit(&exited).await,
+            (Ok(_), None) => {}
+            (Err(_), _) => self.clean_up(id.clone()),
         }
         answer(waiting, result.map(drop).and(kept));
+    }
+
+    async fn on_updated(&mut self, id: &ContainerId, limits: &LinuxContainerResources) -> Result<(), Error> {
+        let Some(container) = self.slots.get(id).and_then(|slot| slot.container.clone()) else {
+            return Ok(());
+        };
+        let resources = update::merged(&container.resources, limits);
+        self.keep(Container { resources, ..(*container).clone() }).await
     }
 
     async fn on_orphaned(&mut self, result: Result<(), Error>) {
@@ -722,7 +778,12 @@ impl Pod {
     async fn on_exit(&mut self, exited: &ContainerExited) {
         let id = ContainerId::from_record(&exited.container_id);
         // One that ends while it is being made is its creation's failure.
-        let Some(container) = self.slots.get(&id).and_then(|slot| slot.container.clone()) else { return };
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let Some(container) = slot.container.clone() else { return };
+        if slot.work.in_flight() == InFlight::Start {
+            slot.early_exit = Some(exited.clone());
+            return;
+        }
         if container.pid().is_none() {
             return;
         }
@@ -755,8 +816,21 @@ impl Pod {
 
     // === state ===
 
-    /// Writes a container's new state, then shows it.
+    /// Writes a container's new state, then shows and tells it.
     async fn change(&mut self, container: Container) -> Result<(), Error> {
+        let id = container.id.to_string();
+        let kind = match &container.state {
+            ContainerState::Running { .. } => EventKind::Started,
+            ContainerState::Exited(_) => EventKind::Stopped,
+            ContainerState::Creating | ContainerState::Created { .. } => EventKind::Created,
+        };
+        let kept = self.keep(container).await;
+        self.tell(kind, id);
+        kept
+    }
+
+    /// Writes what is known of a container, then shows it.
+    async fn keep(&mut self, container: Container) -> Result<(), Error> {
         let id = container.id.clone();
         let batch = Batch::new().put(id.as_str(), &container);
         if let Some(slot) = self.slots.get_mut(&id) {
@@ -775,12 +849,23 @@ impl Pod {
     }
 
     async fn set_not_ready(&mut self) {
+        if self.sandbox.phase == SandboxPhase::NotReady {
+            return self.publish();
+        }
         self.sandbox = Arc::new(self.sandbox.with_phase(SandboxPhase::NotReady));
         let batch = Batch::new().put(self.sandbox.id.as_str(), &*self.sandbox);
         if let Err(err) = self.host.persist(batch).await {
             tracing::error!(error = cause(&err), "a pod's end is not on disk; a restart finds it again");
         }
         self.publish();
+        self.tell(EventKind::Stopped, self.sandbox.id.to_string());
+    }
+
+    /// Tells what has led to the view that was published last.
+    fn tell(&mut self, kind: EventKind, id: String) {
+        self.told_at = crate::now().max(self.told_at + 1);
+        let pod = Arc::clone(&self.view.borrow());
+        self.host.bus.tell(PodEvent { kind, id, at: self.told_at, pod });
     }
 
     fn publish(&mut self) {

@@ -3,14 +3,15 @@
 use std::{net::IpAddr, time::Duration};
 
 use berth_cri::runtime::v1::{
-    Container, ContainerFilter, ContainerResources, ContainerState, ContainerStatus, ContainerUser,
-    ImageSpec, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxFilter,
-    PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusResponse,
+    Container, ContainerEventResponse, ContainerEventType, ContainerFilter, ContainerResources,
+    ContainerState, ContainerStatus, ContainerUser, ImageSpec, LinuxPodSandboxStatus, Namespace, PodIp,
+    PodSandbox, PodSandboxFilter, PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus,
+    PodSandboxStatusResponse,
 };
 use berth_oci::cri_signal;
 use berth_sandbox_manager::{
-    Container as PodContainer, ContainerState as State, PodView, Sandbox, SandboxPhase, TimelineStep,
-    UnixNanos,
+    Container as PodContainer, ContainerState as State, Event, EventKind, PodView, Sandbox, SandboxPhase,
+    TimelineStep, UnixNanos,
 };
 use serde_json::{Value, json};
 
@@ -156,6 +157,24 @@ pub(crate) fn container_status(container: &PodContainer) -> ContainerStatus {
         image_id: container.image.id.clone(),
         user: Some(ContainerUser { linux: Some(container.user.clone()) }),
         stop_signal: cri_signal(container.stop_signal).into(),
+    }
+}
+
+/// One message of GetContainerEvents.
+pub(crate) fn event(event: &Event) -> ContainerEventResponse {
+    let kind = match event.kind {
+        EventKind::Created => ContainerEventType::ContainerCreatedEvent,
+        EventKind::Started => ContainerEventType::ContainerStartedEvent,
+        EventKind::Stopped => ContainerEventType::ContainerStoppedEvent,
+        EventKind::Deleted => ContainerEventType::ContainerDeletedEvent,
+    };
+    let pod = sandbox_status(&event.pod, event.at);
+    ContainerEventResponse {
+        container_id: event.id.clone(),
+        container_event_type: kind.into(),
+        created_at: event.at,
+        pod_sandbox_status: pod.status,
+        containers_statuses: pod.containers_statuses,
     }
 }
 

@@ -3,6 +3,7 @@
 mod admission;
 mod deadline;
 mod method;
+mod pieces;
 mod subject;
 mod trace;
 mod unbuilt;
@@ -10,6 +11,7 @@ mod unbuilt;
 pub use self::admission::{Admission, AdmissionLayer};
 pub use self::deadline::{Deadline, DeadlineLayer};
 pub(crate) use self::method::Method;
+pub(crate) use self::pieces::{Messages, in_pieces};
 pub use self::subject::{Subject, received};
 pub use self::trace::{Trace, TraceLayer};
 pub(crate) use self::unbuilt::unbuilt;
