@@ -85,8 +85,9 @@ mod tests {
     #[test]
     fn a_log_is_all_files_that_begin_like_it() {
         let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str| fs::write(folder.path().join(name), vec![1; 8192]).unwrap();
-        ["0.log", "0.log.20260131-120000", "0.log.20260130-120000.gz", "1.log"].map(write);
+        for name in ["0.log", "0.log.20260131-120000", "0.log.20260130-120000.gz", "1.log"] {
+            fs::write(folder.path().join(name), vec![1; 8192]).unwrap();
+        }
         std::os::unix::fs::symlink("/etc", folder.path().join("0.log.link")).unwrap();
         fs::create_dir(folder.path().join("0.log.folder")).unwrap();
         let usage = log_usage(folder.path(), OsStr::new("0.log")).unwrap();
