@@ -47,7 +47,7 @@ impl Stats {
 
     /// One container. Of one that has just ended, the attributes alone (kubelet follows them unchecked).
     pub fn container(&self, facts: &ContainerFacts) -> cri::ContainerStats {
-        let cpu = facts.cgroup.cpu();
+        let cpu = facts.cgroup.cpu_time();
         let at = self.clock.unix_nanos();
         let memory = facts.cgroup.memory();
         let swap = memory.as_ref().and_then(|memory| facts.cgroup.swap(memory));
@@ -93,7 +93,7 @@ impl Stats {
         let stats = self.containers(containers);
 
         let own = |read: fn(&CgroupFolders) -> Option<Psi>| facts.cgroup.as_ref().and_then(read);
-        let cpu = facts.cgroup.as_ref().and_then(CgroupFolders::cpu);
+        let cpu = facts.cgroup.as_ref().and_then(CgroupFolders::cpu_time);
         let at = self.clock.unix_nanos();
         let cpu = cpu.map(|cpu| self.cpu_usage(&facts.id, &cpu, facts.created_at, at));
         let memory =

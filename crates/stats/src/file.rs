@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{CWD, Mode, OFlags, openat},
-    io::{Errno, read},
+    io::{read, retry_on_intr},
 };
 
 /// What one file may hold at most. The largest here are `cgroup.procs` of a container with very many processes and
@@ -32,8 +32,26 @@ impl Folder {
 
     /// The file's only number; `None` also for "max".
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
-        self.text(name)?.trim_ascii().parse().ok()
+        number_at(&self.0, Path::new(name))
     }
+}
+
+/// The only number of the file at `path`, as [`Folder::number`].
+pub(crate) fn number(path: &Path) -> Option<u64> {
+    number_at(CWD, path)
+}
+
+/// One read is enough: the kernel makes such a file in one piece, and 20 digits are the most.
+fn number_at(folder: impl AsFd, name: &Path) -> Option<u64> {
+    let file = open_at(folder, name)?;
+    let mut space = [0_u8; 64];
+    let length = retry_on_intr(|| read(&file, &mut space)).ok()?;
+    str::from_utf8(&space[..length]).ok()?.trim_ascii().parse().ok()
+}
+
+fn open_at(folder: impl AsFd, name: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+    openat(folder, name, flags, Mode::empty()).ok()
 }
 
 /// The text of the file at `path`, as [`Folder::text`].
@@ -42,16 +60,13 @@ pub(crate) fn text(path: &Path) -> Option<String> {
 }
 
 fn text_at(folder: impl AsFd, name: &Path) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = openat(folder, name, flags, Mode::empty()).ok()?;
+    let file = open_at(folder, name)?;
     let mut bytes = vec![0_u8; 4096];
     let mut filled = 0;
     loop {
-        match read(&file, &mut bytes[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(Errno::INTR) => {}
-            Err(_) => return None,
+        match retry_on_intr(|| read(&file, &mut bytes[filled..])).ok()? {
+            0 => break,
+            count => filled += count,
         }
         if filled == bytes.len() {
             if filled >= LIMIT {

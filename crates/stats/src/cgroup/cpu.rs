@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::{Psi, psi};
-use crate::{file::Folder, parse::fill};
+use crate::{
+    file::{self, Folder},
+    parse::fill,
+};
 
 /// The unit of `cpuacct.stat`: USER_HZ, which is 100 on every architecture that Linux still gets new machines of.
 const TICK_NANOS: u64 = 10_000_000;
@@ -26,6 +29,11 @@ impl Cpu {
     fn any(self) -> Option<Cpu> {
         (self != Cpu::default()).then_some(self)
     }
+}
+
+pub(super) fn time_v1(cpuacct: &Path) -> Option<Cpu> {
+    let usage = file::number(&cpuacct.join("cpuacct.usage"))?;
+    Some(Cpu { usage_nanos: Some(usage), ..Cpu::default() })
 }
 
 pub(super) fn read_v1(cpu: Option<&Path>, cpuacct: Option<&Path>) -> Option<Cpu> {

@@ -66,7 +66,8 @@ impl Swap {
 pub struct MemoryMarks {
     /// The most that was ever in use. v2: since Linux 5.19.
     pub max_usage: Option<u64>,
-    /// How often the limit stood in the way.
+    /// How often a limit stood in the way. v1: the limit on memory or the one on memory with swap. When they are
+    /// equal, as kubelet sets them, only the latter is ever hit, and recent kernels (seen on 6.18) do not count that.
     pub limit_hits: Option<u64>,
     /// Processes that the OOM killer ended. v1: since Linux 4.13.
     pub oom_kills: Option<u64>,
@@ -106,7 +107,9 @@ pub(super) fn swap_v2(folder: &Folder) -> Option<Swap> {
 pub(super) fn marks_v1(folder: &Folder) -> MemoryMarks {
     MemoryMarks {
         max_usage: folder.number("memory.max_usage_in_bytes"),
-        limit_hits: folder.number("memory.failcnt"),
+        limit_hits: folder
+            .number("memory.failcnt")
+            .map(|hits| hits.saturating_add(folder.number("memory.memsw.failcnt").unwrap_or(0))),
         oom_kills: folder.text("memory.oom_control").and_then(|text| value_of(&text, "oom_kill")),
         kernel: folder.number("memory.kmem.usage_in_bytes"),
     }
@@ -205,7 +208,8 @@ mod tests {
             ("memory.limit_in_bytes", "67108864\n"),
             ("memory.memsw.limit_in_bytes", "83886080\n"),
             ("memory.max_usage_in_bytes", "2097152\n"),
-            ("memory.failcnt", "5\n"),
+            ("memory.failcnt", "2\n"),
+            ("memory.memsw.failcnt", "3\n"),
             ("memory.kmem.usage_in_bytes", "303104\n"),
             ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
         ]);

@@ -71,7 +71,15 @@ impl CgroupFolders {
         CgroupFolders::V2(folder.into())
     }
 
-    /// CPU time; on v2 with pressure.
+    /// CPU time alone, which is all that stats need: one file on v1. On v2 as [`CgroupFolders::cpu`].
+    pub fn cpu_time(&self) -> Option<Cpu> {
+        match self {
+            CgroupFolders::V1 { cpuacct, .. } => cpu::time_v1(cpuacct.as_deref()?),
+            CgroupFolders::V2(_) => self.cpu(),
+        }
+    }
+
+    /// CPU time, its parts, and what the quota held back; on v2 with pressure.
     pub fn cpu(&self) -> Option<Cpu> {
         match self {
             CgroupFolders::V1 { cpu, cpuacct, .. } => cpu::read_v1(cpu.as_deref(), cpuacct.as_deref()),
@@ -183,6 +191,7 @@ mod tests {
         let v1 = ["cpu", "cpuacct", "memory", "blkio", "hugetlb", "pids"].map(|name| (gone.clone(), [name]));
         for folders in [CgroupFolders::v1(v1), CgroupFolders::v2(gone)] {
             assert_eq!(folders.cpu(), None);
+            assert_eq!(folders.cpu_time(), None);
             assert_eq!(folders.memory(), None);
             assert_eq!(folders.swap(&Memory::default()), None);
             assert_eq!(folders.memory_marks(), None);
