@@ -3,10 +3,7 @@
 
 mod common;
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use berth_stats::*;
 use common::*;
@@ -139,18 +136,26 @@ fn metrics_of_a_container_that_has_just_started_are_complete() {
 }
 
 #[test]
-fn the_core_of_v2_beside_v1_tells_cpu_time_and_no_memory() {
-    // "Hybrid": a v2 mount without controllers. Its cpu.stat is there all the same.
-    let folder = Path::new("/sys/fs/cgroup/unified").join(format!("berth-stats-{}", std::process::id()));
-    if std::fs::create_dir(&folder).is_err() {
-        eprintln!("skipped: no v2 mount beside v1");
-        return;
+fn the_core_of_v2_beside_v1_tells_cpu_time_and_pressure_and_no_memory() {
+    // "Hybrid": a v2 mount without controllers. CPU time and pressure are there all the same.
+    let Some(mut cgroup) = TestCgroup::beside_v1() else { return };
+    // Two loops on one CPU: one of them always waits.
+    let _children = [(); 2].map(|()| cgroup.run("exec taskset -c 0 sh -c 'while :; do :; done'"));
+    let folders = cgroup.folders();
+    eventually("CPU time", || folders.cpu().filter(|cpu| cpu.usage_nanos >= Some(100_000_000)));
+    if cgroup.tells_pressure() {
+        let psi = eventually("pressure", || {
+            folders.cpu().and_then(|cpu| cpu.psi).filter(|psi| psi.some.total_nanos > 10_000_000)
+        });
+        assert!(
+            psi.some.total_nanos < 600_000_000_000 && psi.full.total_nanos <= psi.some.total_nanos,
+            "{psi:?}"
+        );
+        assert!(folders.io_pressure().is_some());
     }
-    let folders = CgroupFolders::v2(&folder);
-    let (cpu, memory) = (folders.cpu(), folders.memory());
-    std::fs::remove_dir(&folder).unwrap();
-    assert_eq!(cpu.unwrap().usage_nanos, Some(0));
-    assert_eq!(memory, None);
+    assert_eq!(folders.memory(), None);
+    cgroup.remove();
+    assert_eq!(folders.cpu(), None);
 }
 
 /// DESIGN: lists come at once. The bound is loose for machines under load; the number is printed.

@@ -66,6 +66,18 @@ impl CgroupFolders {
         CgroupFolders::V1 { cpu, cpuacct, memory, blkio, hugetlb, pids }
     }
 
+    /// From the folders of one cgroup in all hierarchies, with the controllers of each; on v2 one folder with none.
+    /// That is what the launcher's `Cgroup::hierarchies` gives.
+    pub fn from_hierarchies<'a>(places: impl IntoIterator<Item = (&'a Path, &'a [String])>) -> CgroupFolders {
+        let places: Vec<_> = places.into_iter().collect();
+        match places.as_slice() {
+            [(folder, [])] => CgroupFolders::v2(*folder),
+            _ => CgroupFolders::v1(
+                places.into_iter().map(|(folder, controllers)| (folder.to_owned(), controllers)),
+            ),
+        }
+    }
+
     /// A v2 folder.
     pub fn v2(folder: impl Into<PathBuf>) -> CgroupFolders {
         CgroupFolders::V2(folder.into())
@@ -183,6 +195,17 @@ mod tests {
         let CgroupFolders::V1 { cpu, cpuacct, memory, blkio, .. } = &folders else { panic!("{folders:?}") };
         assert_eq!((cpu, blkio), (cpuacct, &None));
         assert_eq!(memory.as_deref(), Some(Path::new("/c/memory/x")));
+    }
+
+    #[test]
+    fn one_hierarchy_without_controllers_is_v2() {
+        let memory = ["memory".to_owned()];
+        let folder = Path::new("/c/x");
+        assert_eq!(CgroupFolders::from_hierarchies([(folder, &[][..])]), CgroupFolders::v2(folder));
+        assert_eq!(
+            CgroupFolders::from_hierarchies([(folder, &memory[..])]),
+            CgroupFolders::v1([(folder.to_owned(), ["memory"])])
+        );
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn spec(sink: &mut Sink<'_>, facts: &ContainerFacts) {
     }
     sink.put(Metric::SpecMemoryLimit, field(|set| set.memory_limit_in_bytes).unwrap_or(0));
     sink.put(Metric::SpecMemorySwapLimit, field(|set| set.memory_swap_limit_in_bytes).unwrap_or(0));
-    // kubelet's MemoryQoS sets memory.min to the request; a reservation in Docker's sense would be memory.low.
+    // kubelet's MemoryQoS sets memory.min to the request; an OCI spec's reservation becomes memory.low.
     let unified = |file: &str| resources?.unified.get(file)?.trim_ascii().parse().ok();
     let protected: Option<u64> = unified("memory.min").or_else(|| unified("memory.low"));
     sink.put(Metric::SpecMemoryReservation, protected.unwrap_or(0));

@@ -51,9 +51,20 @@ impl TestCgroup {
                 .filter(|(_, root)| root.join("cgroup.procs").exists())
                 .collect()
         };
+        TestCgroup::below(roots, &name)
+    }
+
+    /// In the v2 hierarchy that has no controllers, on a host where v1 has them.
+    pub(crate) fn beside_v1() -> Option<TestCgroup> {
+        let root = Path::new(ROOT).join("unified");
+        let roots = if root.join("cgroup.procs").exists() { vec![(String::new(), root)] } else { Vec::new() };
+        TestCgroup::below(roots, &format!("berth-stats-{}", std::process::id()))
+    }
+
+    fn below(roots: Vec<(String, PathBuf)>, name: &str) -> Option<TestCgroup> {
         let mut cgroup = TestCgroup { places: Vec::new() };
         for (controller, root) in roots {
-            let folder = root.join(&name);
+            let folder = root.join(name);
             if let Err(error) = fs::create_dir(&folder) {
                 eprintln!("skipped: cannot make {}: {error}", folder.display());
                 return None;
@@ -61,7 +72,7 @@ impl TestCgroup {
             cgroup.places.push((controller, folder));
         }
         if cgroup.places.is_empty() {
-            eprintln!("skipped: no cgroups here");
+            eprintln!("skipped: no such cgroups here");
             return None;
         }
         Some(cgroup)
@@ -69,6 +80,11 @@ impl TestCgroup {
 
     pub(crate) fn is_v2(&self) -> bool {
         self.places[0].0.is_empty()
+    }
+
+    /// Whether the kernel accounts pressure: the file may be there and still refuse to be read.
+    pub(crate) fn tells_pressure(&self) -> bool {
+        fs::read(self.places[0].1.join("cpu.pressure")).is_ok()
     }
 
     pub(crate) fn folders(&self) -> CgroupFolders {
