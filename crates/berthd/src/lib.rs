@@ -24,3 +24,4 @@ pub mod services;
 pub mod signal;
 pub mod socket;
 pub mod telemetry;
+mod usage;

@@ -16,6 +16,7 @@ use crate::code::Coded;
 use crate::config::Config;
 use crate::reply::{node, pods as reply};
 use crate::rpc::{Messages, in_pieces, received, unbuilt};
+use crate::usage::Usage;
 
 /// The service's handlers.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub(crate) struct RuntimeHandlers {
     pub(crate) config: Arc<Config>,
     pub(crate) manager: SandboxManager,
     pub(crate) network: Network,
+    pub(crate) usage: Usage,
     /// Cancelled when the daemon ends.
     pub(crate) stopping: CancellationToken,
 }
@@ -42,6 +44,25 @@ impl RuntimeHandlers {
         all.filter(|container| reply::container_fits(container, &filter))
             .map(|container| reply::container(container))
             .collect()
+    }
+}
+
+impl RuntimeHandlers {
+    async fn all_container_stats(&self, filter: Option<ContainerStatsFilter>) -> Vec<ContainerStats> {
+        let filter = filter.unwrap_or_default();
+        let filter = ContainerFilter {
+            id: filter.id,
+            pod_sandbox_id: filter.pod_sandbox_id,
+            label_selector: filter.label_selector,
+            state: None,
+        };
+        self.usage.containers(move |container| reply::container_fits(container, &filter)).await
+    }
+
+    async fn all_pod_stats(&self, filter: Option<PodSandboxStatsFilter>) -> Vec<PodSandboxStats> {
+        let filter = filter.unwrap_or_default();
+        let filter = PodSandboxFilter { id: filter.id, label_selector: filter.label_selector, state: None };
+        self.usage.pods(move |pod| reply::sandbox_fits(&pod.sandbox, &filter)).await
     }
 }
 
@@ -258,6 +279,86 @@ impl RuntimeService for RuntimeHandlers {
         Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 
+    // --- Use
+
+    async fn container_stats(
+        &self,
+        request: Request<ContainerStatsRequest>,
+    ) -> Result<Response<ContainerStatsResponse>, Status> {
+        let id = received(request).container_id;
+        let (pod, container) = self.manager.container(&id).map_err(Coded::into_status)?;
+        let stats = Some(self.usage.container(pod, container).await);
+        Ok(Response::new(ContainerStatsResponse { stats }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Result<Response<ListContainerStatsResponse>, Status> {
+        let stats = self.all_container_stats(received(request).filter).await;
+        Ok(Response::new(ListContainerStatsResponse { stats }))
+    }
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        let stats = self.all_container_stats(received(request).filter).await;
+        Ok(in_pieces(stats, |container_stats| StreamContainerStatsResponse { container_stats }))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<PodSandboxStatsRequest>,
+    ) -> Result<Response<PodSandboxStatsResponse>, Status> {
+        let id = received(request).pod_sandbox_id;
+        let pod = self.manager.sandbox(&id).map_err(Coded::into_status)?;
+        Ok(Response::new(PodSandboxStatsResponse { stats: Some(self.usage.pod(pod).await) }))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
+        let stats = self.all_pod_stats(received(request).filter).await;
+        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        let stats = self.all_pod_stats(received(request).filter).await;
+        Ok(in_pieces(stats, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        request: Request<ListMetricDescriptorsRequest>,
+    ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
+        received(request);
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: berth_stats::descriptors() }))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        request: Request<ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
+        received(request);
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics: self.usage.metrics().await }))
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        request: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        received(request);
+        let metrics = self.usage.metrics().await;
+        Ok(in_pieces(metrics, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
+    }
+
+    // --- Inside containers
+
     async fn exec_sync(
         &self,
         request: Request<ExecSyncRequest>,
@@ -286,23 +387,9 @@ impl RuntimeService for RuntimeHandlers {
         Exec: exec(ExecRequest) -> ExecResponse;
         Attach: attach(AttachRequest) -> AttachResponse;
         PortForward: port_forward(PortForwardRequest) -> PortForwardResponse;
-        ContainerStats: container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
-        ListContainerStats: list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
-        StreamContainerStats: stream_container_stats(StreamContainerStatsRequest)
-            -> Self::StreamContainerStatsStream;
-        PodSandboxStats: pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
-        ListPodSandboxStats: list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
-        StreamPodSandboxStats: stream_pod_sandbox_stats(StreamPodSandboxStatsRequest)
-            -> Self::StreamPodSandboxStatsStream;
         CheckpointContainer: checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
         CheckpointPod: checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
         RestorePod: restore_pod(RestorePodRequest) -> RestorePodResponse;
-        ListMetricDescriptors: list_metric_descriptors(ListMetricDescriptorsRequest)
-            -> ListMetricDescriptorsResponse;
-        ListPodSandboxMetrics: list_pod_sandbox_metrics(ListPodSandboxMetricsRequest)
-            -> ListPodSandboxMetricsResponse;
-        StreamPodSandboxMetrics: stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest)
-            -> Self::StreamPodSandboxMetricsStream;
     }
 }
 

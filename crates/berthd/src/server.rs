@@ -11,8 +11,9 @@ use tower::ServiceBuilder;
 
 use crate::config::Limits;
 pub use crate::config::MESSAGE_BYTES;
+use crate::image_service::ImageHandlers;
 use crate::rpc::{AdmissionLayer, DeadlineLayer, TraceLayer};
-use crate::services::Services;
+use crate::runtime_service::RuntimeHandlers;
 
 /// Calls in flight on one connection. kubelet uses two connections for everything, so this is not the limit that
 /// counts (`limits.max_rpcs` is); it bounds what h2 buffers for a client that opens streams and sends nothing.
@@ -29,15 +30,16 @@ const RESETS_PER_CONNECTION: usize = 1024;
 /// # Errors
 /// The transport's; a single connection's error is not one.
 pub(crate) async fn serve(
-    services: Services,
+    runtime: RuntimeHandlers,
+    images: ImageHandlers,
     limits: &Limits,
     incoming: impl Stream<Item = io::Result<UnixStream>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), transport::Error> {
     // What is sent has no limit here: it is the caller who knows what it takes (kubelet: 16 MiB), and an ExecSync with
     // two full streams is above that by CRI's own rule.
-    let runtime = RuntimeServiceServer::new(services.runtime).max_decoding_message_size(MESSAGE_BYTES);
-    let images = ImageServiceServer::new(services.images).max_decoding_message_size(MESSAGE_BYTES);
+    let runtime = RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_BYTES);
+    let images = ImageServiceServer::new(images).max_decoding_message_size(MESSAGE_BYTES);
     let layers = ServiceBuilder::new() // the top line sees the call first
         .layer(TraceLayer)
         .layer(DeadlineLayer) // inside the log, which is to tell an expired deadline from a caller that went away

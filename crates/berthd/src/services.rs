@@ -9,17 +9,21 @@ use berth_image::{ImageConfig, Images};
 use berth_network::{Network, NetworkConfig};
 use berth_sandbox_manager::{Handler, ManagerConfig, SandboxManager};
 use berth_store::{Durability, Store};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RuntimeHandler};
 use crate::image_service::ImageHandlers;
 use crate::runtime_service::RuntimeHandlers;
+use crate::usage::Usage;
 
 /// The handlers of all services, ready to answer.
 #[derive(Debug)]
 pub struct Services {
     pub(crate) runtime: RuntimeHandlers,
     pub(crate) images: ImageHandlers,
+    /// What goes on beside the calls, until `stopping`; ends when this is dropped.
+    pub(crate) background: JoinSet<()>,
 }
 
 impl Services {
@@ -47,10 +51,14 @@ impl Services {
         let network = Network::start(network_config(&config), pods.clone()).await?;
         let manager =
             SandboxManager::start(manager_config(&config), images.clone(), network.clone(), pods).await?;
+        let usage = Usage::new(manager.clone(), images.clone(), config.root.clone());
+        let mut background = JoinSet::new();
+        background.spawn(usage.clone().follow(manager.listen(), stopping.clone()));
         let config = Arc::new(config);
         Ok(Self {
-            runtime: RuntimeHandlers { config, manager, network, stopping },
+            runtime: RuntimeHandlers { config, manager, network, usage, stopping },
             images: ImageHandlers { images },
+            background,
         })
     }
 }

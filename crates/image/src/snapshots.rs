@@ -83,6 +83,11 @@ impl Snapshot {
         &self.id
     }
 
+    /// The folder of what the container wrote, for measuring it. The container changes it at any time.
+    pub fn upper(&self) -> PathBuf {
+        self.dir().join("upper")
+    }
+
     fn dir(&self) -> PathBuf {
         self.layout.snapshots().join(&self.id)
     }
@@ -105,7 +110,7 @@ impl Snapshot {
     /// [`MountError::LostAtReboot`], or what the kernel refused.
     pub fn mount(&self, options: MountOptions) -> Result<OwnedFd, MountError> {
         let dir = self.dir();
-        let (upper, work) = (dir.join("upper"), dir.join("work"));
+        let (upper, work) = (self.upper(), dir.join("work"));
         if !options.readonly {
             self.clear_volatile_mark(&dir.join(VOLATILE_MARK))?;
         }

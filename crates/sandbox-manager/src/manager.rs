@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ops::Bound,
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -281,6 +282,13 @@ impl SandboxManager {
         let (_, container, supervisor) = self.running(id, "reopen the log of")?;
         let label = format!("container {}", container.id.short());
         supervisor.reopen_log(container.id.as_str()).await.map_err(Error::step(label, "reopen its log"))
+    }
+
+    /// Folder and controllers of a cgroup in each hierarchy (v1), or its one folder (v2). Empty for a path that is none.
+    #[must_use]
+    pub fn cgroup_folders(&self, path: &str) -> Vec<(PathBuf, Vec<String>)> {
+        let Ok(cgroup) = self.host.cgroups.at(path) else { return Vec::new() };
+        cgroup.hierarchies().map(|(folder, names)| (folder.to_owned(), names.to_vec())).collect()
     }
 
     /// Hears of everything that happens to pods from now on.
