@@ -19,6 +19,7 @@ mod layout;
 mod manifest;
 mod overlay;
 mod parents;
+mod pieces;
 mod pull;
 mod records;
 mod reference;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use futures::stream::{FuturesUnordered, StreamExt};
 use oci_spec::image::{ImageConfiguration, Os};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
 use crate::errors::{Cause, PullError};
@@ -24,6 +24,7 @@ use crate::hosts;
 use crate::images::{Images, Inner, Pins, lock};
 use crate::layers::{LayerError, LayerInfo};
 use crate::manifest::{self, Descriptor, Manifest, ManifestError};
+use crate::pieces;
 use crate::records::{ImageId, ImageRecord, LayerRecord};
 use crate::reference::Reference;
 use crate::registry::client::Session;
@@ -32,8 +33,6 @@ use crate::unpack::{Input, LayerSpec, UnpackError};
 
 /// Indexes may list indexes, but nobody needs more steps than this.
 const MAX_INDEX_DEPTH: usize = 4;
-/// Pieces of a download waiting to be unpacked; some tens of kilobytes each.
-const PIECES: usize = 32;
 /// Attempts at a document, and the wait between the first two.
 const DOCUMENT_ATTEMPTS: u32 = 3;
 const DOCUMENT_BACK_OFF: Duration = Duration::from_millis(200);
@@ -322,7 +321,7 @@ async fn fetch_layer(
     if let Some(layer) = from_content(&inner, &spec, &attempt).await? {
         return Ok(layer);
     }
-    let (pieces, input) = mpsc::channel(PIECES);
+    let (pieces, input) = pieces::queue();
     let patience = inner.config.progress_timeout;
     let unpacking = unpack(inner, spec.clone(), Input::Stream(input), attempt);
     let fetching = async {

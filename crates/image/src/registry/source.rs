@@ -5,15 +5,14 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{Response, StatusCode};
-use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Session;
 use super::{RegistryError, RegistryErrorKind};
 use crate::digest::Digest;
+use crate::pieces::Pieces;
 
 /// Attempts in a row that bring no byte.
 const ATTEMPTS: u32 = 5;
@@ -33,7 +32,7 @@ pub(crate) async fn fetch(
     digest: &Digest,
     size: u64,
     patience: Duration,
-    sink: &Sender<Bytes>,
+    sink: &Pieces,
 ) -> Result<(), RegistryError> {
     let stall = STALL.min(patience);
     let mut progress = Progress { at: 0, since: Instant::now() };
@@ -72,7 +71,7 @@ async fn attempt(
     stall: Duration,
     etag: &mut Option<HeaderValue>,
     progress: &mut Progress,
-    sink: &Sender<Bytes>,
+    sink: &Pieces,
 ) -> Result<(), RegistryError> {
     let headers = range_headers(progress.at, etag.as_ref());
     let (mut answer, origin) = session.open_blob(digest, &headers, stall).await?;

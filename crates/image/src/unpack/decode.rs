@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 
 use super::{CHUNK, LayerSpec, UnpackError};
 use crate::digest::Hasher;
+use crate::pieces::Waiting;
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
@@ -17,7 +18,7 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 /// Where a blob's bytes come from.
 pub(crate) enum Input {
     /// A download; its end before the promised size means that it was given up.
-    Stream(tokio::sync::mpsc::Receiver<Bytes>),
+    Stream(Waiting),
     /// A blob stored earlier.
     File(File),
 }
@@ -127,7 +128,7 @@ struct Blob<'a> {
 impl Blob<'_> {
     fn next(&mut self) -> Result<Option<Bytes>, UnpackError> {
         let piece = match &mut self.input {
-            Input::Stream(pieces) => pieces.blocking_recv().unwrap_or_default(),
+            Input::Stream(pieces) => pieces.next().unwrap_or_default(),
             Input::File(file) => {
                 let mut buffer = vec![0; CHUNK];
                 let count = file
