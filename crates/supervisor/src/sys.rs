@@ -42,10 +42,7 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// `EPERM` for something that cannot be polled, `ENOMEM`.
 #[cfg(feature = "client")]
-pub(crate) fn watch(
-    fd: OwnedFd,
-    interest: tokio::io::Interest,
-) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+pub fn watch(fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd keeps its descriptor open, and its number the same, for as long as it lives; nobody takes it
     // out of the AsyncFd.
     Ok(unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }?)

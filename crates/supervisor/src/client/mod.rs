@@ -23,8 +23,8 @@ use std::time::Duration;
 use berth_cri::berth::v1::supervisor_reply::Result as Answer;
 use berth_cri::berth::v1::supervisor_request::Call;
 use berth_cri::berth::v1::{
-    ContainerExited, CreateProcess, DeleteContainer, ExecExited, ExecProcess, GetState, KillExec, PodSetup,
-    PodState, ReopenLog, Shutdown, SignalContainer, StartProcess,
+    AttachContainer, CloseStdin, ContainerExited, CreateProcess, DeleteContainer, ExecExited, ExecProcess,
+    GetState, KillExec, PodSetup, PodState, ReopenLog, Shutdown, SignalContainer, StartProcess,
 };
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::sync::{mpsc, oneshot};
@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::binary::{InstallError, SupervisorBinary};
 use self::connection::{Connection, ExecGuard};
 pub use self::error::{CallError, ConnectError, SpawnError};
+pub use crate::sys::watch;
 
 /// For what `berth-pod` answers at once. It may be waiting for a slow disk under a log, or for a CPU.
 const PROMPT: Duration = Duration::from_secs(10);
@@ -256,6 +257,47 @@ impl Supervisor {
     pub async fn kill_exec(&self, exec_id: &str) -> Result<(), CallError> {
         let call = Call::KillExec(KillExec { exec_id: exec_id.to_owned() });
         match self.done("kill the exec", PROMPT, call, &[]).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Follows a container's output from now on, into these pipes' writing ends; they are closed when their streams end.
+    /// With a terminal there is one output, `stdout`.
+    ///
+    /// # Returns
+    /// What writes to the container: its terminal's master, or its stdin's pipe; it does not block. `None` when the
+    /// container reads nothing.
+    ///
+    /// # Errors
+    /// [`CallError::Failed`] of kind `WRONG_STATE` when the container has ended.
+    pub async fn attach(
+        &self,
+        container_id: &str,
+        stdout: Option<OwnedFd>,
+        stderr: Option<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, CallError> {
+        const STEP: &str = "attach to the container";
+        let request = AttachContainer {
+            container_id: container_id.to_owned(),
+            stdout: stdout.is_some(),
+            stderr: stderr.is_some(),
+        };
+        let fds: Vec<BorrowedFd<'_>> = stdout.iter().chain(&stderr).map(AsFd::as_fd).collect();
+        let answer = self.0.call(STEP, PROMPT, Call::Attach(request), &fds).await?;
+        match answer.result {
+            Answer::Attached(_) => Ok(answer.fds.into_iter().next()),
+            other => Err(CallError::unexpected(STEP, &other)),
+        }
+    }
+
+    /// Lets a container read the end of its stdin. That it is closed already is no error.
+    ///
+    /// # Errors
+    /// [`CallError`] when it could not be asked for.
+    pub async fn close_stdin(&self, container_id: &str) -> Result<(), CallError> {
+        let call = Call::CloseStdin(CloseStdin { container_id: container_id.to_owned() });
+        match self.done("close the container's stdin", PROMPT, call, &[]).await {
             Err(error) if error.is_not_found() => Ok(()),
             done => done,
         }

@@ -70,7 +70,6 @@ pub(super) struct Container {
     pub(super) process: Option<Process>,
     pub(super) output: Output,
     /// The other end of an open stdin, for attach. Held so that the container reads nothing rather than an end.
-    #[expect(dead_code, reason = "what it is for is that it stays open")]
     pub(super) stdin: Option<OwnedFd>,
     pub(super) cgroup: Cgroup,
     /// Processes that the memory cgroup had killed when the container was made.
@@ -101,6 +100,12 @@ impl Container {
             started_at,
             exit,
         }
+    }
+
+    /// A copy of what writes to the container: its terminal's master, or its stdin's pipe.
+    pub(super) fn input(&self) -> io::Result<Option<OwnedFd>> {
+        let terminal = self.output.terminal();
+        terminal.or(self.stdin.as_ref()).map(OwnedFd::try_clone).transpose()
     }
 
     /// Processes of this container that the kernel has killed for want of memory.

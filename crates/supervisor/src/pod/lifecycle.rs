@@ -287,7 +287,7 @@ impl Pod {
         set_nonblocking(&console).step("take the container's terminal")?;
         self.poller.add(&console, Token::Stdout(key)).step("watch the container's terminal")?;
         if let Some(container) = self.containers.get_mut(&key) {
-            container.output.attach(StreamName::Stdout, console);
+            container.output.attach_terminal(console);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@
 //! Everything is an event of one epoll set (`poller.rs`): a peer, a pidfd, a gate, a pipe, SIGCHLD for orphans. No
 //! handler waits; what takes time (the launcher's child, an external runtime) reports back as another event.
 
+mod attach;
 mod container;
 mod exec;
 mod external;
@@ -199,6 +200,7 @@ impl Pod {
             Token::ExecDeath(key) => self.exec_died(key),
             Token::ExecGate(key) => self.exec_gate_spoke(key),
             Token::Run(key) => self.run_ended(key),
+            Token::Follower(key) => self.follower_left(key),
         }
     }
 

@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::attach::Follower;
 use super::note::say;
+use super::poller::Key;
 use crate::crilog::{Batch, Lines, LogFile, Stamp, StreamName};
 
 /// Bytes read from a stream in one go: a pipe's whole default capacity.
@@ -64,11 +66,38 @@ pub(super) struct Output {
     log: Option<LogFile>,
     stdout: Option<Stream>,
     stderr: Option<Stream>,
+    /// stdout is a terminal's master.
+    is_terminal: bool,
+    followers: Vec<Follower>,
 }
 
 impl Output {
     pub(super) fn new(log: Option<LogFile>) -> Self {
-        Self { log, stdout: None, stderr: None }
+        Self { log, stdout: None, stderr: None, is_terminal: false, followers: Vec::new() }
+    }
+
+    /// Adds a terminal's master, which does not block.
+    pub(super) fn attach_terminal(&mut self, master: OwnedFd) {
+        self.is_terminal = true;
+        self.attach(StreamName::Stdout, master);
+    }
+
+    /// The terminal's master while it is open.
+    pub(super) fn terminal(&self) -> Option<&OwnedFd> {
+        self.source(StreamName::Stdout).filter(|_| self.is_terminal)
+    }
+
+    pub(super) fn followers(&self) -> &[Follower] {
+        &self.followers
+    }
+
+    pub(super) fn follow(&mut self, follower: Follower) {
+        self.followers.push(follower);
+    }
+
+    pub(super) fn unfollow(&mut self, key: Key) -> Option<Follower> {
+        let at = self.followers.iter().position(|follower| follower.key == key)?;
+        Some(self.followers.swap_remove(at))
     }
 
     /// Adds a stream; `source` does not block.
@@ -98,7 +127,7 @@ impl Output {
 
     /// Reads once from a stream and writes the records to the log.
     pub(super) fn pump(&mut self, name: StreamName, scratch: &mut Scratch) -> Pumped {
-        let Self { log, stdout, stderr } = self;
+        let Self { log, stdout, stderr, followers, .. } = self;
         let stream = match name {
             StreamName::Stdout => stdout,
             StreamName::Stderr => stderr,
@@ -126,12 +155,18 @@ impl Output {
             stream.lines.push(&scratch.read[..read], &Stamp::now(), &mut scratch.batch, log);
             scratch.batch.flush(log);
         }
+        for follower in followers.iter().filter(|follower| follower.stream == name) {
+            // One that nobody reads any more goes when the poller says so.
+            follower.write(&scratch.read[..read]);
+        }
         Pumped::Bytes(read)
     }
 
-    /// A stream has ended: writes what was begun and gives its descriptor back, to be closed.
+    /// A stream has ended: writes what was begun, lets its followers read the end, and gives its descriptor back, to be
+    /// closed.
     pub(super) fn end(&mut self, name: StreamName, scratch: &mut Scratch) -> Option<OwnedFd> {
         let mut stream = self.slot(name).take()?;
+        self.followers.retain(|follower| follower.stream != name);
         if let Some(log) = &mut self.log {
             stream.lines.end(&Stamp::now(), &mut scratch.batch, log);
             scratch.batch.flush(log);

@@ -29,6 +29,8 @@ pub(super) enum Token {
     ExecGate(Key),
     /// A run of an external runtime's binary has ended.
     Run(Key),
+    /// The pipe of someone who follows a container's output; told of errors only.
+    Follower(Key),
 }
 
 impl Token {
@@ -45,6 +47,7 @@ impl Token {
             Self::ExecDeath(key) => (8, key),
             Self::ExecGate(key) => (9, key),
             Self::Run(key) => (10, key),
+            Self::Follower(key) => (11, key),
         };
         (kind << 32) | u64::from(key)
     }
@@ -63,6 +66,7 @@ impl Token {
             8 => Self::ExecDeath(key),
             9 => Self::ExecGate(key),
             10 => Self::Run(key),
+            11 => Self::Follower(key),
             _ => return None,
         })
     }

@@ -62,6 +62,8 @@ impl Pod {
             Call::Delete(delete) => self.delete(asked, &delete.container_id),
             Call::GetState(_) => Ok(Reply::Now(Answer::State(self.state()))),
             Call::Shutdown(_) => self.shut_down(),
+            Call::Attach(attach) => self.attach(asked, &attach, fds),
+            Call::CloseStdin(close) => self.close_stdin(&close.container_id),
         }
     }
 
