@@ -6,6 +6,7 @@ use std::error::Error as StdError;
 use berth_image::{DiskError, PullError, ReferenceError, RemoveError};
 use berth_network::PodCidrError;
 use berth_sandbox_manager::{Error as PodError, TooSlow};
+use berth_streaming::SessionError;
 use tonic::{Code, Status};
 
 use crate::error::Chain;
@@ -51,6 +52,15 @@ impl Coded for PodError {
             Self::Busy(_) | Self::Gone(_) => Code::Unavailable,
             Self::ExecTimeout { .. } => Code::DeadlineExceeded,
             Self::CannotExecute { .. } | Self::Unkillable { .. } | Self::Step { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for SessionError {
+    fn code(&self) -> Code {
+        match self {
+            Self::TooMany { .. } => Code::ResourceExhausted,
+            Self::TtyWithStderr | Self::NoStreams => Code::InvalidArgument,
         }
     }
 }

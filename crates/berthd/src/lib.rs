@@ -23,5 +23,6 @@ pub mod server;
 pub mod services;
 pub mod signal;
 pub mod socket;
+mod streams;
 pub mod telemetry;
 mod usage;

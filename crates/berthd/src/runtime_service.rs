@@ -7,6 +7,7 @@ use berth_cri::runtime::v1::runtime_service_server::RuntimeService;
 use berth_cri::runtime::v1::*;
 use berth_network::Network;
 use berth_sandbox_manager::SandboxManager;
+use berth_streaming::{StreamOptions, Streaming};
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -16,6 +17,7 @@ use crate::code::Coded;
 use crate::config::Config;
 use crate::reply::{node, pods as reply};
 use crate::rpc::{Messages, in_pieces, received, unbuilt};
+use crate::streams;
 use crate::usage::Usage;
 
 /// The service's handlers.
@@ -25,6 +27,7 @@ pub(crate) struct RuntimeHandlers {
     pub(crate) manager: SandboxManager,
     pub(crate) network: Network,
     pub(crate) usage: Usage,
+    pub(crate) streaming: Streaming,
     /// Cancelled when the daemon ends.
     pub(crate) stopping: CancellationToken,
 }
@@ -374,6 +377,54 @@ impl RuntimeService for RuntimeHandlers {
         }))
     }
 
+    /// The command runs once the client has come to the URL. What is wrong already is said now: there the client has
+    /// upgraded its connection and gets no status code any more.
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        let ExecRequest { container_id, cmd, tty, stdin, stdout, stderr } = received(request);
+        if cmd.is_empty() {
+            return Err(Status::invalid_argument("cmd must not be empty"));
+        }
+        let container = self.manager.check_running(&container_id).map_err(Coded::into_status)?;
+        let (manager, id) = (self.manager.clone(), container.id.to_string());
+        let options = StreamOptions { stdin, stdout, stderr, tty };
+        let handler = move |client| streams::exec(manager, id, cmd, options, client);
+        let url = self.streaming.exec(options, handler).map_err(Coded::into_status)?;
+        Ok(Response::new(ExecResponse { url }))
+    }
+
+    /// Whether there is a terminal is the container's affair: a caller that says otherwise is told so.
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let AttachRequest { container_id, stdin, tty, stdout, stderr } = received(request);
+        let container = self.manager.check_running(&container_id).map_err(Coded::into_status)?;
+        if tty != container.config.tty {
+            let has = if container.config.tty { "has" } else { "has not" };
+            return Err(Status::invalid_argument(format!(
+                "tty is {tty}, but the container {has} a terminal"
+            )));
+        }
+        let (manager, id) = (self.manager.clone(), container.id.to_string());
+        let options = StreamOptions { stdin, stdout, stderr, tty };
+        let handler = move |client| streams::attach(manager, id, options, client);
+        let url = self.streaming.attach(options, handler).map_err(Coded::into_status)?;
+        Ok(Response::new(AttachResponse { url }))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        let request = received(request);
+        let dialer = self.manager.dialer(&request.pod_sandbox_id).map_err(Coded::into_status)?;
+        let ports = request.port.iter().map(|port| u16::try_from(*port)).collect::<Result<_, _>>();
+        let ports = ports.map_err(|_| Status::invalid_argument("port must be 0 to 65535"))?;
+        let connect = move |port| {
+            let dialer = dialer.clone();
+            async move { dialer.connect(port).await }
+        };
+        let url = self.streaming.port_forward(ports, connect).map_err(Coded::into_status)?;
+        Ok(Response::new(PortForwardResponse { url }))
+    }
+
     async fn reopen_container_log(
         &self,
         request: Request<ReopenContainerLogRequest>,
@@ -384,9 +435,6 @@ impl RuntimeService for RuntimeHandlers {
     }
 
     unbuilt! {
-        Exec: exec(ExecRequest) -> ExecResponse;
-        Attach: attach(AttachRequest) -> AttachResponse;
-        PortForward: port_forward(PortForwardRequest) -> PortForwardResponse;
         CheckpointContainer: checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
         CheckpointPod: checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
         RestorePod: restore_pod(RestorePodRequest) -> RestorePodResponse;

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::io;
 use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_image::{ImageConfig, Images};
 use berth_network::{Network, NetworkConfig};
 use berth_sandbox_manager::{Handler, ManagerConfig, SandboxManager};
 use berth_store::{Durability, Store};
+use berth_streaming::{Streaming, StreamingConfig, TlsConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -52,15 +55,38 @@ impl Services {
         let manager =
             SandboxManager::start(manager_config(&config), images.clone(), network.clone(), pods).await?;
         let usage = Usage::new(manager.clone(), images.clone(), config.root.clone());
+        let (streaming, server) = Streaming::start(streaming_config(&config)?).await?;
+        tracing::info!(address = %streaming.address(), "streaming");
         let mut background = JoinSet::new();
+        background.spawn(server.run(stopping.clone()));
         background.spawn(usage.clone().follow(manager.listen(), stopping.clone()));
         let config = Arc::new(config);
         Ok(Self {
-            runtime: RuntimeHandlers { config, manager, network, usage, stopping },
+            runtime: RuntimeHandlers { config, manager, network, usage, streaming, stopping },
             images: ImageHandlers { images },
             background,
         })
     }
+}
+
+fn streaming_config(config: &Config) -> Result<StreamingConfig, StreamingFileError> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|source| StreamingFileError { path: path.to_owned(), source })
+    };
+    let tls = match &config.streaming.tls {
+        None => None,
+        Some(files) => Some(TlsConfig { certificates: read(&files.certificate)?, key: read(&files.key)? }),
+    };
+    Ok(StreamingConfig { address: config.streaming.address, tls, ..StreamingConfig::default() })
+}
+
+/// A file of the streaming server's.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}", path.display())]
+struct StreamingFileError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
 }
 
 fn image_config(config: &Config) -> ImageConfig {

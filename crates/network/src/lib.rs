@@ -28,6 +28,7 @@
 mod bridge;
 mod cni;
 mod conntrack;
+mod dial;
 mod error;
 mod hostport;
 mod ipam;
@@ -45,6 +46,7 @@ mod thread;
 
 pub use bridge::BridgeError;
 pub use cni::{CniError, ConfigError, ContentError, PluginError};
+pub use dial::dial_loopback;
 pub use error::{AttachError, CheckError, DetachError, PodCidrError, ShutdownError, StartError, SweepError};
 pub use hostport::{HostPortError, PortMapping, Protocol};
 pub use ipam::{Exhausted, SubnetError};

@@ -27,7 +27,11 @@ const DRAIN: Duration = Duration::from_millis(250);
 /// How long a killed command may take to be gone.
 const AFTER_KILL: Duration = Duration::from_secs(5);
 
-static NEXT_EXEC: AtomicU64 = AtomicU64::new(1);
+/// A name for a command that no other of this daemon has.
+pub(crate) fn next_exec_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("exec-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
 
 /// What a command wrote and how it ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,8 +60,8 @@ pub(crate) async fn exec_sync(
     };
     let ((mut stdout, their_stdout), (mut stderr, their_stderr), null) =
         pipes().map_err(Error::step(&label, "make the pipes of a command"))?;
-    let plan = plan(host, sandbox, container, command).await?;
-    let exec_id = format!("sync-{}", NEXT_EXEC.fetch_add(1, Ordering::Relaxed));
+    let plan = plan(host, sandbox, container, command, false).await?;
+    let exec_id = next_exec_id();
     let request = ExecProcess {
         container_id: container.id.to_string(),
         exec_id: exec_id.clone(),
@@ -141,11 +145,12 @@ impl Output {
 }
 
 /// What the supervisor runs: a compiled plan, or for an external runtime the OCI process as JSON.
-async fn plan(
+pub(crate) async fn plan(
     host: &Host,
     sandbox: &Sandbox,
     container: &Container,
     command: &[String],
+    tty: bool,
 ) -> Result<Vec<u8>, Error> {
     let label = format!("container {}", container.id.short());
     let path = host.pod_dir(&sandbox.id).spec(&container.id);
@@ -155,7 +160,7 @@ async fn plan(
         .process()
         .as_ref()
         .ok_or_else(|| Error::step(&label, "read its OCI spec")(io::Error::other("it has no process")))?;
-    let process = berth_oci::exec_process(first, command, false);
+    let process = berth_oci::exec_process(first, command, tty);
     match host.handler(&sandbox.handler)? {
         Handler::External { .. } => {
             serde_json::to_vec(&process).map_err(Error::step(&label, "describe the command"))
@@ -173,7 +178,7 @@ async fn plan(
     }
 }
 
-fn refused(container: &Container, err: CallError) -> Error {
+pub(crate) fn refused(container: &Container, err: CallError) -> Error {
     match err {
         CallError::Failed(ref failure) if failure.kind() == Kind::Exec => {
             Error::CannotExecute { id: container.id.clone(), message: err.to_string() }

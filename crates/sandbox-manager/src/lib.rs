@@ -29,7 +29,9 @@ mod pod;
 mod propagation;
 mod recovery;
 mod sandbox;
+mod session;
 mod start_stop;
+mod stream;
 mod timeline;
 mod update;
 mod view;
@@ -43,6 +45,8 @@ pub use id::{ContainerId, SandboxId};
 pub use kind::ContainerKind;
 pub use manager::SandboxManager;
 pub use sandbox::{Sandbox, SandboxPhase};
+pub use session::{Attachment, Command, Dialer, Streams, Wanted};
+pub use stream::{FdStream, Terminal};
 pub use timeline::{Timeline, TimelineStep};
 pub use view::PodView;
 

@@ -17,12 +17,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info_span};
 
 use crate::{
-    Container, ContainerId, ContainerState, Error, ExecOutput, Handler, HostError, Listener, ManagerConfig,
-    PodView, Sandbox, SandboxId, SandboxPhase, exec,
+    Attachment, Command, Container, ContainerId, ContainerState, Dialer, Error, ExecOutput, Handler,
+    HostError, Listener, ManagerConfig, PodView, Sandbox, SandboxId, SandboxPhase, Wanted, exec,
     host::Host,
     pod::{Pod, PodHandle, Reply, Request, state_name},
     recovery,
     sandbox::{cgroup_parent, check_sysctls, check_user_namespace},
+    session,
 };
 
 /// All pods of the node.
@@ -263,6 +264,51 @@ impl SandboxManager {
         }
         let (view, container, supervisor) = self.running(id, "run a command in")?;
         exec::exec_sync(&self.host, &view.sandbox, &container, &supervisor, command, limit).await
+    }
+
+    /// Starts a command in a running container, with streams.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the container does not run, [`Error::CannotExecute`].
+    pub async fn exec(&self, id: &str, command: &[String], wanted: Wanted) -> Result<Command, Error> {
+        let (view, container, supervisor) = self.running(id, "run a command in")?;
+        session::command(&self.host, &view.sandbox, &container, &supervisor, command, wanted).await
+    }
+
+    /// Attaches to the streams of a running container's first process.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the container does not run.
+    pub async fn attach(&self, id: &str, wanted: Wanted) -> Result<Attachment, Error> {
+        let (_, container, supervisor) = self.running(id, "attach to")?;
+        let view = self.find(id)?.0.view;
+        session::attach(container, supervisor, view, wanted).await
+    }
+
+    /// Whether a command or an attachment is possible now: asked before a client is sent to the streaming server.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`], [`Error::WrongState`].
+    pub fn check_running(&self, id: &str) -> Result<Arc<Container>, Error> {
+        self.running(id, "stream to").map(|(_, container, _)| container)
+    }
+
+    /// What connects to ports inside a ready pod.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`]; [`Error::WrongState`] when it is not ready.
+    pub fn dialer(&self, id: &str) -> Result<Dialer, Error> {
+        let view = self.sandbox(id)?;
+        match (view.sandbox.phase, view.sandbox.host_network(), &view.supervisor) {
+            (SandboxPhase::Ready, true, _) => Ok(Dialer { inside: None }),
+            (SandboxPhase::Ready, false, Some(supervisor)) => Ok(Dialer { inside: Some(supervisor.clone()) }),
+            (phase, ..) => Err(Error::WrongState {
+                what: "pod sandbox",
+                id: view.sandbox.id.short().to_owned(),
+                state: phase.name(),
+                ask: "forward ports to",
+            }),
+        }
     }
 
     /// Changes the limits of a container that was created and has not ended. Zero and empty fields leave their limits.

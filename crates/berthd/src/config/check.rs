@@ -9,7 +9,10 @@ use toml::de::DeTable;
 
 use super::faults::{Fault, Faults, Origin};
 use super::section::{Given, Section};
-use super::{CgroupDriver, Config, Images, Limits, Log, LogFormat, Network, RuntimeHandler, values};
+use super::{
+    CgroupDriver, Config, Images, Limits, Log, LogFormat, Network, RuntimeHandler, Streaming, StreamingTls,
+    values,
+};
 use crate::args::Flags;
 
 /// The handler that is there without being configured.
@@ -76,6 +79,7 @@ fn top(section: &mut Section<'_>, flags: &Flags, binary: &Path, faults: &mut Fau
         default_runtime_handler,
         runtime_handlers,
         network: network(section.table("network", faults), faults),
+        streaming: streaming(section.table("streaming", faults), faults),
         images: images(section.table("images", faults), faults),
         limits: limits(section.table("limits", faults), faults),
     }
@@ -174,6 +178,29 @@ fn network(mut section: Section<'_>, faults: &mut Faults<'_>) -> Network {
     network
 }
 
+fn streaming(mut section: Section<'_>, faults: &mut Faults<'_>) -> Streaming {
+    let address = section
+        .string("address", faults)
+        .and_then(|given| given.check(faults, values::socket_address))
+        .unwrap_or(values::STREAMING_ADDRESS);
+    let certificate = optional_path(&mut section, "tls_certificate", faults);
+    let key = optional_path(&mut section, "tls_key", faults);
+    let tls = match (certificate, key) {
+        (Some((_, certificate)), Some((_, key))) => Some(StreamingTls { certificate, key }),
+        (None, None) => None,
+        (Some((origin, _)), None) => {
+            faults.add(&origin, "streaming.tls_certificate", "needs tls_key as well");
+            None
+        }
+        (None, Some((origin, _))) => {
+            faults.add(&origin, "streaming.tls_key", "needs tls_certificate as well");
+            None
+        }
+    };
+    section.finish(faults);
+    Streaming { address, tls }
+}
+
 fn images(mut section: Section<'_>, faults: &mut Faults<'_>) -> Images {
     let images = Images {
         max_parallel_downloads: count_or(&mut section, "max_parallel_downloads", 6, 64, faults),
@@ -196,6 +223,20 @@ fn limits(mut section: Section<'_>, faults: &mut Faults<'_>) -> Limits {
 
 fn path(section: &mut Section<'_>, key: &'static str, faults: &mut Faults<'_>) -> Option<(Origin, PathBuf)> {
     let given = section.string(key, faults)?;
+    let origin = given.origin.clone();
+    given.check(faults, values::absolute).map(|path| (origin, path))
+}
+
+/// As [`path`]; the empty string is none.
+fn optional_path(
+    section: &mut Section<'_>,
+    key: &'static str,
+    faults: &mut Faults<'_>,
+) -> Option<(Origin, PathBuf)> {
+    let given = section.string(key, faults)?;
+    if given.value.is_empty() {
+        return None;
+    }
     let origin = given.origin.clone();
     given.check(faults, values::absolute).map(|path| (origin, path))
 }

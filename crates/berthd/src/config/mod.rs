@@ -13,6 +13,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub struct Config {
     /// unless the file defines it otherwise.
     pub runtime_handlers: BTreeMap<String, RuntimeHandler>,
     pub network: Network,
+    pub streaming: Streaming,
     pub images: Images,
     pub limits: Limits,
 }
@@ -104,6 +106,24 @@ pub struct Network {
     pub ipv6_subnet: Option<Ipv6Net>,
     /// `mtu`: bytes, of the built-in bridge and its pods. Default 0: that of the default route's interface.
     pub mtu: Option<NonZeroU32>,
+}
+
+/// `[streaming]`: the server that exec, attach and port-forward send their clients to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Streaming {
+    /// `address`: where it listens. Default `127.0.0.1:0`: kubelet proxies from this node, any free port will do.
+    pub address: SocketAddr,
+    /// `tls_certificate`, `tls_key`: PEM files, to serve https; both or none. Default none.
+    pub tls: Option<StreamingTls>,
+}
+
+/// Files that TLS takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamingTls {
+    /// The certificate and its chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 /// `[images]`.

@@ -1,11 +1,14 @@
 //! The configuration in force as a file that, given back, means the same: `berthd config`.
 
 use std::fmt::{self, Write as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Value;
 
-use super::{CgroupDriver, Config, Images, Limits, LogFormat, Network, RuntimeHandler};
+use super::{
+    CgroupDriver, Config, Images, Limits, LogFormat, Network, RuntimeHandler, Streaming, StreamingTls,
+};
 
 impl Config {
     /// TOML with every key, each under a line about what it does.
@@ -14,6 +17,7 @@ impl Config {
         self.top(&mut page);
         self.handlers(&mut page);
         self.network.write(&mut page);
+        self.streaming.write(&mut page);
         self.images.write(&mut page);
         self.limits.write(&mut page);
         page.0
@@ -107,6 +111,24 @@ impl Network {
             "mtu",
             mtu,
         );
+    }
+}
+
+impl Streaming {
+    fn write(&self, page: &mut Page) {
+        page.section("streaming");
+        page.key(
+            "Where clients of exec, attach and port-forward are sent; port 0 is any free one.",
+            "address",
+            self.address.to_string(),
+        );
+        let file = |file: fn(&StreamingTls) -> &PathBuf| self.tls.as_ref().map(|tls| path(file(tls)));
+        page.key(
+            "PEM file of its certificate and chain, to serve https; empty for http.",
+            "tls_certificate",
+            file(|tls| &tls.certificate).unwrap_or_default(),
+        );
+        page.key("PEM file of its key.", "tls_key", file(|tls| &tls.key).unwrap_or_default());
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a single value may be. Each function takes the text and answers with the value or with what would be right.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -138,6 +138,13 @@ pub(super) fn ipv6_subnet(text: String) -> Result<Option<Ipv6Net>, String> {
         return Err(format!("{net} must be a /48 to /120"));
     }
     Ok(Some(net))
+}
+
+/// Loopback, and whatever port is free.
+pub(super) const STREAMING_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+pub(super) fn socket_address(text: String) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an address with a port as in {STREAMING_ADDRESS}"))
 }
 
 pub(super) fn mtu(number: i64) -> Result<Option<NonZeroU32>, String> {

@@ -1,0 +1,160 @@
+//! Bytes between the streaming server's clients and the processes of pods.
+
+use std::time::Duration;
+
+use berth_sandbox_manager::{Attachment, Command, FdStream, SandboxManager, Terminal, Wanted};
+use berth_streaming::{ExecOutcome, Input, Output, RemoteStreams, Resize, StreamOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Chain;
+
+/// How long to wait for more output after a command has ended, while something it left behind holds its streams open:
+/// what it wrote itself can be read at once.
+const DRAIN: Duration = Duration::from_millis(250);
+
+/// Bytes that are moved at once.
+const PIECE: usize = 32 * 1024;
+
+/// An exec: starts the command now that the client's streams stand, and returns when it has ended and all its output is
+/// with the client. A command whose client is gone is killed.
+pub(crate) async fn exec(
+    manager: SandboxManager,
+    container: String,
+    command: Vec<String>,
+    options: StreamOptions,
+    client: RemoteStreams,
+) -> ExecOutcome {
+    match manager.exec(&container, &command, wanted(options)).await {
+        Err(error) => ExecOutcome::Failed(Chain(&error).to_string()),
+        Ok(command) => {
+            let gone = client.gone.clone();
+            let ended = gone.run_until_cancelled(run(command, client)).await;
+            ended.unwrap_or_else(|| ExecOutcome::Failed("the client went away".to_owned()))
+        }
+    }
+}
+
+fn wanted(options: StreamOptions) -> Wanted {
+    Wanted { stdin: options.stdin, stdout: options.stdout, stderr: options.stderr, tty: options.tty }
+}
+
+async fn run(mut command: Command, client: RemoteStreams) -> ExecOutcome {
+    let RemoteStreams { stdin, stdout, stderr, resize, gone: _ } = client;
+    let ours = std::mem::take(&mut command.streams);
+    let ended = CancellationToken::new();
+    let exit = async {
+        let code = command.exit_code().await;
+        ended.cancel();
+        code
+    };
+    let output = async {
+        tokio::join!(pump_output(ours.stdout, stdout, &ended), pump_output(ours.stderr, stderr, &ended))
+    };
+    let towards = async {
+        tokio::join!(pump_input(stdin, ours.stdin), follow_size(resize, ours.terminal));
+        // Input that has ended ends nothing else.
+        std::future::pending::<()>().await
+    };
+    let code = tokio::select! {
+        (code, _) = async { tokio::join!(exit, output) } => code,
+        () = towards => unreachable!("it never ends"),
+    };
+    match code {
+        Ok(code) => ExecOutcome::Exited(code),
+        Err(error) => ExecOutcome::Failed(Chain(&error).to_string()),
+    }
+}
+
+/// An attachment: output from now on, until the container ends or the client goes.
+pub(crate) async fn attach(
+    manager: SandboxManager,
+    container: String,
+    options: StreamOptions,
+    client: RemoteStreams,
+) -> ExecOutcome {
+    match manager.attach(&container, wanted(options)).await {
+        Err(error) => ExecOutcome::Failed(Chain(&error).to_string()),
+        Ok(attachment) => {
+            let gone = client.gone.clone();
+            gone.run_until_cancelled(look(attachment, client)).await;
+            ExecOutcome::Exited(0)
+        }
+    }
+}
+
+async fn look(mut attachment: Attachment, client: RemoteStreams) {
+    let RemoteStreams { stdin, stdout, stderr, resize, gone } = client;
+    let ours = std::mem::take(&mut attachment.streams);
+    let has_input = stdin.is_some() && ours.stdin.is_some();
+    let output = async {
+        // The supervisor closes both at the container's end, after the last byte.
+        tokio::join!(pump_output(ours.stdout, stdout, &gone), pump_output(ours.stderr, stderr, &gone))
+    };
+    let towards = async {
+        tokio::join!(
+            async {
+                pump_input(stdin, ours.stdin).await;
+                if has_input && let Err(error) = attachment.input_ended().await {
+                    tracing::warn!(error = %Chain(&error), "a container's stdin stays open");
+                }
+            },
+            follow_size(resize, ours.terminal)
+        );
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        _ = async { tokio::join!(attachment.ended(), output) } => {}
+        () = towards => {}
+    }
+}
+
+/// Until the process's stream ends, or stays silent after the process has `ended`. Output that nobody wants, or that the
+/// client does not take any more, is read all the same: the process must not wait for it.
+async fn pump_output(from: Option<FdStream>, to: Option<Output>, ended: &CancellationToken) {
+    let Some(mut from) = from else { return };
+    let mut to = to;
+    let mut piece = vec![0; PIECE];
+    loop {
+        let silence = async {
+            ended.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let read = tokio::select! {
+            biased;
+            // Cancel safe: what was not read is still in the pipe.
+            read = from.read(&mut piece) => read,
+            () = silence => return,
+        };
+        match read {
+            Ok(0) => return,
+            Ok(count) => {
+                if let Some(client) = &mut to
+                    && client.write_all(&piece[..count]).await.is_err()
+                {
+                    to = None;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read what a process wrote");
+                return;
+            }
+        }
+    }
+}
+
+/// Until the client's input ends, which the process then reads as its own end, or until the process reads no more.
+async fn pump_input(from: Option<Input>, to: Option<FdStream>) {
+    let (Some(mut from), Some(mut to)) = (from, to) else { return };
+    // A process that does not read its input is nobody's fault.
+    drop(tokio::io::copy(&mut from, &mut to).await);
+}
+
+async fn follow_size(sizes: Option<Resize>, terminal: Option<Terminal>) {
+    let (Some(mut sizes), Some(terminal)) = (sizes, terminal) else { return };
+    while let Some(size) = sizes.next().await {
+        if let Err(error) = terminal.resize(size.width, size.height) {
+            tracing::debug!(%error, "cannot resize a terminal");
+        }
+    }
+}
