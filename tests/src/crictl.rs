@@ -25,10 +25,16 @@ pub fn tools() -> Result<&'static Path> {
     Ok(FOLDER.get_or_init(|| PathBuf::from(folder.trim())))
 }
 
-/// Runs crictl with a configuration file. It must end by itself in good time, whatever its status.
-pub(crate) async fn run(config: &Path, arguments: &[&str]) -> Result<Output> {
+/// crictl with a configuration file, ready to be started; killed when its handle is dropped.
+pub(crate) fn command(config: &Path, arguments: &[&str]) -> Result<tokio::process::Command> {
     let mut command = tokio::process::Command::new(tools()?.join("crictl"));
     command.arg("--config").arg(config).args(arguments).kill_on_drop(true);
+    Ok(command)
+}
+
+/// Runs crictl. It must end by itself in good time, whatever its status.
+pub(crate) async fn run(config: &Path, arguments: &[&str]) -> Result<Output> {
+    let mut command = command(config, arguments)?;
     tokio::time::timeout(2 * PATIENCE, command.output())
         .await
         .with_context(|| format!("crictl {arguments:?} did not end"))?

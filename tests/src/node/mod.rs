@@ -213,6 +213,11 @@ impl Node {
         ImageServiceClient::new(lock(&self.channel).clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
+    /// The real crictl against this node, for those who want its streams.
+    pub fn crictl_command(&self, arguments: &[&str]) -> Result<tokio::process::Command> {
+        crictl::command(&self.dir.join("crictl.yaml"), arguments)
+    }
+
     /// Runs the real crictl against this node and returns its standard output; a failure of crictl is an error with
     /// what it wrote.
     pub async fn crictl(&self, arguments: &[&str]) -> Result<String> {
