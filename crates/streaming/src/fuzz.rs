@@ -3,18 +3,37 @@
 use bytes::BytesMut;
 
 use crate::spdy::frame::{Decoder, Frame};
+use crate::spdy::headers::Deflater;
 use crate::websocket::{Codec, Inbound, demux};
 
-/// Reads `bytes` as a client's side of a SPDY connection, at once and in pieces of a length that they choose, and checks
-/// that both are the same.
+/// A client's headers, whose blocks depend on those before.
+#[derive(Debug)]
+pub struct Headers(Deflater);
+
+impl Default for Headers {
+    fn default() -> Self {
+        Self(Deflater::new())
+    }
+}
+
+impl Headers {
+    pub fn deflate(&mut self, plain: &[u8]) -> Vec<u8> {
+        self.0.deflate(plain)
+    }
+}
+
+/// Reads `bytes` as a client's side of a SPDY connection, at once and in pieces of a length that their first one says,
+/// and checks that both are the same. How many frames there were, if all were right.
 ///
 /// # Panics
-/// They are not.
-pub fn spdy(bytes: &[u8]) {
-    let Some((piece, bytes)) = bytes.split_first() else { return };
+/// They are not the same.
+pub fn spdy(bytes: &[u8]) -> Option<usize> {
+    let (piece, bytes) = bytes.split_first()?;
     let whole = decode(bytes, bytes.len().max(1));
     let cut = decode(bytes, usize::from(*piece).max(1));
     assert_eq!(whole, cut, "frames depend on how they arrive");
+    let (frames, right) = whole;
+    right.then_some(frames.len())
 }
 
 /// Frames with the pieces of DATA joined, and whether it ended well.

@@ -238,6 +238,8 @@ impl Drop for Input {
 pub(crate) enum Out {
     /// A frame, complete (SPDY), or a message without its envelope (WebSocket).
     Frame(Bytes),
+    /// Send something that means nothing and has no answer.
+    Heartbeat,
     /// Say goodbye. Nothing follows.
     Goodbye,
 }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::config::{StartError, StreamingConfig};
-use crate::hangup::Hangup;
+use crate::hangup::{Hangup, Watch};
 use crate::negotiate::{self, ACCEPTED_PROTOCOLS, Refused, SPDY, STREAM_PROTOCOL, Upgrade};
 use crate::peer::Peer;
 use crate::pipe::{self, Room, SEND_QUEUE, Sink};
@@ -523,7 +523,8 @@ async fn command_channels(
     };
     let feeds = vec![stdin_feed, None, None, None, resize_feed];
     let socket = websocket::accept(TokioIo::new(socket)).await;
-    websocket::start(socket, codec, half_close, feeds, queued, hangup, &mut peer);
+    let watch = Watch { gone: peer.gone.clone(), hangup, frames: frames.downgrade() };
+    websocket::start(socket, codec, half_close, feeds, queued, watch, &mut peer);
     // Tells the client that the connection stands.
     let first = client.stdout.as_ref().or(client.stderr.as_ref()).unwrap_or(&client.error);
     if first.send(&[]).await.is_ok() {
@@ -552,6 +553,7 @@ async fn forward_channels(
         pairs.push(Pair { port, input, data: sink(channel), error: sink(channel + 1) });
     }
     let socket = websocket::accept(TokioIo::new(socket)).await;
-    websocket::start(socket, codec, false, feeds, queued, hangup, &mut peer);
+    let watch = Watch { gone: peer.gone.clone(), hangup, frames: frames.downgrade() };
+    websocket::start(socket, codec, false, feeds, queued, watch, &mut peer);
     port_forward::over_channels(pairs, peer, connect, stop).await;
 }

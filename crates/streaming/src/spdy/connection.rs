@@ -9,12 +9,11 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::frame::{self, Decoder, Frame, FrameError, Status};
 use super::headers::{Deflater, Headers};
-use crate::hangup::Hangup;
+use crate::hangup::{Hangup, HungUp, Watch};
 use crate::peer::{Activity, Peer};
 use crate::pipe::{self, Batch, End, Feed, Framing, Input, Out, Room, SEND_QUEUE, Sink, Writable};
 
@@ -70,11 +69,9 @@ impl Connection {
             leaving: false,
             room: Arc::default(),
             opened: Some(opened),
-            frames: frames.downgrade(),
             answers,
             activity: peer.activity.clone(),
-            gone: peer.gone.clone(),
-            hangup,
+            watch: Watch { gone: peer.gone.clone(), hangup, frames: frames.downgrade() },
         };
         let writer = Writer { target: writer, last, activity: peer.activity.clone() };
         peer.spawn(async move {
@@ -107,8 +104,8 @@ enum ReadError {
     Socket(#[from] io::Error),
     #[error("the protocol")]
     Frame(#[from] FrameError),
-    #[error("the client hung up")]
-    HungUp,
+    #[error(transparent)]
+    HungUp(#[from] HungUp),
 }
 
 struct Entry {
@@ -136,18 +133,15 @@ struct Reader<R> {
     room: Arc<Room>,
     /// None once the protocol takes no more.
     opened: Option<mpsc::Sender<Stream>>,
-    /// Weak, so that the writer sees when the last stream is gone.
-    frames: mpsc::WeakSender<Out>,
     answers: mpsc::Sender<Bytes>,
     activity: Activity,
-    gone: CancellationToken,
-    hangup: Option<Hangup>,
+    watch: Watch,
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     async fn run(mut self, early: Bytes) -> Result<(), ReadError> {
         // Dropping `self` at the end loses all inputs.
-        let _told = self.gone.clone().drop_guard();
+        let _told = self.watch.gone.clone().drop_guard();
         let mut input = BytesMut::from(&early[..]);
         loop {
             loop {
@@ -179,8 +173,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 // Unknown streams are those that were reset here or there while the data was under way.
                 let Some(entry) = self.streams.get_mut(&id) else { return Ok(()) };
                 if let Some(feed) = &entry.feed {
-                    let hangup = self.hangup.as_ref();
-                    unless_gone(feed.deliver(&payload), &self.gone, hangup).await?;
+                    self.watch.unless_gone(feed.deliver(&payload)).await?;
                 }
                 if fin {
                     self.finish(id);
@@ -201,12 +194,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn open(&mut self, id: u32, fin: bool, mute: bool, headers: Headers) -> Result<(), ReadError> {
-        if id % 2 == 0 || id <= self.last.load(Ordering::Relaxed) {
+        if id.is_multiple_of(2) || id <= self.last.load(Ordering::Relaxed) {
             return self.answer(frame::reset(id, Status::ProtocolError)).await;
         }
         self.last.store(id, Ordering::Relaxed);
         self.streams.retain(|_, entry| !entry.is_over());
-        let frames = self.frames.upgrade();
+        let frames = self.watch.frames.upgrade();
         let (Some(opened), Some(frames), false) =
             (&self.opened, frames, self.leaving || self.streams.len() >= STREAMS)
         else {
@@ -222,11 +215,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
         self.streams.insert(id, Entry { feed: (!fin).then_some(feed), writable: sink.writable() });
         let reply = frame::reply(id, &self.deflater.empty());
-        let (answers, hangup) = (&self.answers, self.hangup.as_ref());
         // First the answer, so that data of a quick handler cannot overtake it.
-        let _ = unless_gone(answers.send(reply), &self.gone, hangup).await?;
+        let _ = self.watch.unless_gone(self.answers.send(reply)).await?;
         let stream = Stream { id, headers, input, sink };
-        if unless_gone(opened.send(stream), &self.gone, hangup).await?.is_err() {
+        if self.watch.unless_gone(opened.send(stream)).await?.is_err() {
             self.opened = None;
             self.streams.remove(&id);
             return self.answer(frame::reset(id, Status::RefusedStream)).await;
@@ -241,29 +233,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn answer(&mut self, frame: Bytes) -> Result<(), ReadError> {
-        let _ = unless_gone(self.answers.send(frame), &self.gone, self.hangup.as_ref()).await?;
+        let _ = self.watch.unless_gone(self.answers.send(frame)).await?;
         Ok(())
-    }
-}
-
-/// Waits for `work`, during which the socket is not read, unless its other end is closed meanwhile.
-async fn unless_gone<T>(
-    work: impl Future<Output = T>,
-    gone: &CancellationToken,
-    hangup: Option<&Hangup>,
-) -> Result<T, ReadError> {
-    let hung_up = async {
-        match hangup {
-            Some(hangup) => hangup.wait().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        // First: a client that closed after its last byte has that byte delivered where there is room for it.
-        done = work => Ok(done),
-        () = gone.cancelled() => Err(ReadError::HungUp),
-        () = hung_up => Err(ReadError::HungUp),
     }
 }
 
@@ -306,6 +277,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
                     for out in outs.drain(..) {
                         match out {
                             Out::Frame(frame) => batch.push_back(frame),
+                            Out::Heartbeat => batch.push_back(frame::settings()),
                             Out::Goodbye => leaving = true,
                         }
                     }

@@ -22,6 +22,7 @@ const CONTROL_BYTES: usize = 64 * 1024;
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
 const RST_STREAM: u16 = 3;
+const SETTINGS: u16 = 4;
 const PING: u16 = 6;
 const GOAWAY: u16 = 7;
 const HEADERS: u16 = 8;
@@ -238,6 +239,13 @@ pub(crate) fn reset(id: u32, status: Status) -> Bytes {
 pub(crate) fn ping(id: u32) -> Bytes {
     let mut frame = control(PING, 4);
     frame.put_u32(id);
+    frame.freeze()
+}
+
+/// Settings, none. Go's client reads it and does nothing.
+pub(crate) fn settings() -> Bytes {
+    let mut frame = control(SETTINGS, 4);
+    frame.put_u32(0);
     frame.freeze()
 }
 

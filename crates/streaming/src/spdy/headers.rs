@@ -102,18 +102,14 @@ impl Deflater {
 
     /// A block without headers.
     pub(crate) fn empty(&mut self) -> Vec<u8> {
-        self.block(&[])
+        self.deflate(&[0; 4])
     }
 
-    pub(crate) fn block(&mut self, headers: &[(&str, &str)]) -> Vec<u8> {
-        let mut plain = (headers.len() as u32).to_be_bytes().to_vec();
-        for text in headers.iter().flat_map(|(name, value)| [name, value]) {
-            plain.extend_from_slice(&(text.len() as u32).to_be_bytes());
-            plain.extend_from_slice(text.as_bytes());
-        }
+    /// A block of what it is to inflate to.
+    pub(crate) fn deflate(&mut self, plain: &[u8]) -> Vec<u8> {
         // Deflate grows nothing by more than a few bytes a block; the sync marker takes five.
         let mut compressed = Vec::with_capacity(plain.len() + plain.len() / 8 + 64);
-        self.0.compress_vec(&plain, &mut compressed, FlushCompress::Sync).expect("no error but a wrong use");
+        self.0.compress_vec(plain, &mut compressed, FlushCompress::Sync).expect("no error but a wrong use");
         compressed
     }
 }
@@ -121,6 +117,15 @@ impl Deflater {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn plain(headers: &[(&str, &str)]) -> Vec<u8> {
+        let mut plain = (headers.len() as u32).to_be_bytes().to_vec();
+        for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+            plain.extend_from_slice(&(text.len() as u32).to_be_bytes());
+            plain.extend_from_slice(text.as_bytes());
+        }
+        plain
+    }
 
     #[test]
     fn the_dictionary_is_the_known_one() {
@@ -134,7 +139,7 @@ mod tests {
         let (mut deflater, mut inflater) = (Deflater::new(), Inflater::new());
         let mut sizes = Vec::new();
         for _ in 0..3 {
-            let block = deflater.block(&[("StreamType", "stdout"), ("port", "8080")]);
+            let block = deflater.deflate(&plain(&[("StreamType", "stdout"), ("port", "8080")]));
             sizes.push(block.len());
             let headers = inflater.block(&block).unwrap();
             assert_eq!((headers.get("streamtype"), headers.get("port")), (Some("stdout"), Some("8080")));
@@ -148,7 +153,7 @@ mod tests {
         let value = "a".repeat(1024 * 1024);
         let mut inflater = Inflater::new();
         let mut deflater = Deflater::new();
-        let block = deflater.block(&[("bomb", &value)]);
+        let block = deflater.deflate(&plain(&[("bomb", &value)]));
         assert!(matches!(inflater.block(&block), Err(HeaderError::TooLong)), "{} bytes", block.len());
     }
 
@@ -157,7 +162,7 @@ mod tests {
         assert!(matches!(Inflater::new().block(b"not zlib at all"), Err(HeaderError::Inflate(_))));
         assert!(matches!(Inflater::new().block(&[]), Err(HeaderError::Short)));
         let mut deflater = Deflater::new();
-        let whole = deflater.block(&[("name", "value")]);
+        let whole = deflater.deflate(&plain(&[("name", "value")]));
         assert!(matches!(Inflater::new().block(&whole[..whole.len() / 2]), Err(HeaderError::Short)));
     }
 }

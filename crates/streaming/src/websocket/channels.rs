@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tracing::debug;
 
-use crate::hangup::Hangup;
+use crate::hangup::{HungUp, Watch};
 use crate::peer::{Activity, Peer};
 use crate::pipe::{End, Feed, Framing, Out, SEND_QUEUE};
 
@@ -99,8 +99,8 @@ enum ReadError {
     Socket(#[from] tungstenite::Error),
     #[error("the protocol")]
     Protocol(#[from] Violation),
-    #[error("the client hung up")]
-    HungUp,
+    #[error(transparent)]
+    HungUp(#[from] HungUp),
 }
 
 /// Begins to speak on `socket`. `feeds` are the channels by number that the client may send on; what it sends on others is
@@ -111,14 +111,14 @@ pub(crate) fn start<S>(
     half_close: bool,
     feeds: Vec<Option<Feed>>,
     queued: mpsc::Receiver<Out>,
-    hangup: Option<Hangup>,
+    watch: Watch,
     peer: &mut Peer,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (sink, source) = socket.split();
     let (gone, activity) = (peer.gone.clone(), peer.activity.clone());
-    let mut reader = Reader { source, codec, half_close, feeds, activity: activity.clone(), hangup };
+    let mut reader = Reader { source, codec, half_close, feeds, activity: activity.clone(), watch };
     peer.spawn(async move {
         let ended = tokio::select! {
             ended = reader.run() => ended,
@@ -141,7 +141,7 @@ struct Reader<S> {
     half_close: bool,
     feeds: Vec<Option<Feed>>,
     activity: Activity,
-    hangup: Option<Hangup>,
+    watch: Watch,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Reader<S> {
@@ -168,17 +168,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<S> {
         match demux(message, self.codec, self.half_close)? {
             Inbound::Data { channel, payload } => {
                 let Some(Some(feed)) = self.feeds.get(usize::from(channel)) else { return Ok(()) };
-                let hung_up = async {
-                    match &self.hangup {
-                        Some(hangup) => hangup.wait().await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    () = feed.deliver(&payload) => Ok(()),
-                    () = hung_up => Err(ReadError::HungUp),
-                }
+                self.watch.unless_gone(feed.deliver(&payload)).await?;
+                Ok(())
             }
             Inbound::HalfClose { channel } => {
                 if let Some(feed) = self.feeds.get_mut(usize::from(channel)).and_then(Option::take) {
@@ -216,6 +207,8 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
         for out in outs.drain(..) {
             match out {
                 Out::Frame(frame) => sink.feed(message(frame, codec)?).await?,
+                // A pong that nobody asked for has no answer.
+                Out::Heartbeat => sink.feed(Message::Pong(Bytes::new())).await?,
                 Out::Goodbye => leaving = true,
             }
             activity.touch();

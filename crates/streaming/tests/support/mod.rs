@@ -168,6 +168,7 @@ impl Client {
                 }
                 Received::Reset(id, status) => self.streams.entry(id).or_default().reset = Some(status),
                 Received::Ping(id) => self.pings.push(id),
+                Received::Settings => {}
                 Received::GoAway(last, status) => self.goaway = Some((last, status)),
             }
         }

@@ -4,6 +4,7 @@
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 
+#[allow(clippy::duplicate_mod, reason = "a file of words, which the server's own tests have twice")]
 #[path = "../../src/spdy/dictionary.rs"]
 mod dictionary;
 
@@ -17,6 +18,7 @@ pub enum Received {
     Reset(u32, u32),
     Ping(u32),
     GoAway(u32, u32),
+    Settings,
 }
 
 /// One connection's state of compression.
@@ -90,6 +92,7 @@ impl Wire {
                 Received::Reply(word(0))
             }
             3 => Received::Reset(word(0), word(4)),
+            4 => Received::Settings,
             6 => Received::Ping(word(0)),
             7 => Received::GoAway(word(0), word(4)),
             kind => panic!("a frame of type {kind}"),
