@@ -170,10 +170,16 @@ const EXPLAINED: &[Explained] = &[
         reason: "runc masks with a /dev/null of its own, crun read-only",
     },
     Explained {
-        runtime: "crun",
+        runtime: "",
         section: "devices",
         text: "./core symbolic link",
-        reason: "crun links /dev/core to /proc/kcore, which the spec does not ask for",
+        reason: "both link /dev/core to /proc/kcore where the kernel has it, which the spec does not ask for",
+    },
+    Explained {
+        runtime: "runc",
+        section: "limits",
+        text: "Max open files",
+        reason: "Go raises its own soft limit to the hard one, and this runc passes that on",
     },
     Explained {
         runtime: "crun",

@@ -21,6 +21,7 @@ use rustix::net::{
 };
 
 use super::container::Asked;
+use super::note::say;
 use super::poller::Key;
 use super::process::{Ended, Process};
 
@@ -218,6 +219,10 @@ fn spawn(args: &[CString], wiring: &Wiring<'_>) -> io::Result<Process> {
     attributes.set_sigdefault(&SigSet::all())?;
     attributes.set_sigmask(&SigSet::empty())?;
     let pid = posix_spawn(args[0].as_c_str(), &actions, &attributes, args, &ENVIRONMENT)?;
+    // That the supervisor is to be killed last must not pass to what the runtime makes; crun takes 0 for "not set".
+    if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0") {
+        say!("cannot reset oom_score_adj of a runtime: {error}");
+    }
     Process::adopt(pid.as_raw())
 }
 
