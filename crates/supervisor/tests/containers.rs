@@ -151,7 +151,9 @@ async fn what_a_container_leaves_in_a_shared_pid_namespace_is_killed_with_it() {
     assert_eq!(status(pid1, "Name").as_deref(), Some("berth-pause"));
     assert_eq!(status(pid1, "CapPrm").as_deref(), Some("0000000000000000"));
     assert_eq!(fs::read_to_string(format!("/proc/{pid1}/mountinfo")).unwrap().lines().count(), 1);
-    assert_eq!(fs::read_dir(format!("/proc/{pid1}/fd")).unwrap().count(), 0);
+    // It closes the one to report by after it has reported.
+    let descriptors = || fs::read_dir(format!("/proc/{pid1}/fd")).unwrap().count();
+    until("it holds no descriptor", || descriptors() == 0).await;
     let share = |_: &mut _, spec: &mut serde_json::Value| {
         spec["linux"]["namespaces"] =
             serde_json::json!([{ "type": "pid", "path": "/proc/1/ns/pid" }, { "type": "mount" }]);
