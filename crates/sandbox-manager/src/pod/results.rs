@@ -1,0 +1,191 @@
+//! What comes of the work: states, records and answers.
+
+use std::sync::Arc;
+
+use berth_cri::runtime::v1::LinuxContainerResources;
+
+use super::{Done, LOST, Phase, Pod, Work, answer, forget};
+use crate::{
+    Container, ContainerId, ContainerState, Error, EventKind, Exit, UnixNanos, error::cause, recovery,
+    sandbox::Up, update,
+};
+
+impl Pod {
+    pub(super) async fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Up(result) => self.on_up(result),
+            Done::Created(id, result) => self.on_created(&id, result),
+            Done::Started(id, result) => self.on_started(&id, result).await,
+            Done::Stopped(id, result) => {
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    // A removal may have taken this stop over; then its waiters are the removal's.
+                    if matches!(slot.work, Work::Stop { .. }) {
+                        answer(slot.work.finish(), result);
+                    }
+                }
+            }
+            Done::Removed(id, result) => {
+                let waiting = self.slots.get_mut(&id).map(|slot| slot.work.finish()).unwrap_or_default();
+                if result.is_ok() {
+                    self.slots.remove(&id);
+                    self.publish();
+                    self.tell(EventKind::Deleted, id.to_string());
+                }
+                answer(waiting, result);
+            }
+            Done::Updated(id, limits, result, reply) => {
+                let result = match result {
+                    Ok(()) => self.on_updated(&id, &limits).await,
+                    failed => failed,
+                };
+                answer([reply], result);
+            }
+            Done::Cleaned(id, Err(err)) => {
+                tracing::warn!(container = %id.short(), error = cause(&err), "cannot clean up after a container; its removal will try again");
+            }
+            Done::Cleaned(_, Ok(())) => {}
+            Done::Orphaned(result) => self.on_orphaned(result).await,
+            Done::Reconnected(connection) => self.on_reconnected(connection).await,
+            Done::PodStopped(result) => self.on_pod_stopped(result).await,
+            Done::PodRemoved(result) => {
+                let Phase::Removing(waiting) = &mut self.phase else { return };
+                let waiting = std::mem::take(waiting);
+                match &result {
+                    Ok(()) => {
+                        self.slots.clear();
+                        self.publish();
+                        self.end();
+                        self.tell(EventKind::Deleted, self.sandbox.id.to_string());
+                    }
+                    Err(_) => self.phase = Phase::Stopped { clean: true },
+                }
+                answer(waiting, result);
+            }
+        }
+        for request in std::mem::take(&mut self.later) {
+            self.on_request(request);
+        }
+    }
+
+    fn on_up(&mut self, result: Result<Up, Error>) {
+        let Phase::Creating(waiting) = &mut self.phase else { return };
+        let waiting = std::mem::take(waiting);
+        match result {
+            Ok(up) => {
+                self.sandbox = up.sandbox;
+                self.supervisor = Some(up.supervisor);
+                self.events = Some(up.events);
+                self.phase = Phase::Ready;
+                self.publish();
+                self.tell(EventKind::Created, self.sandbox.id.to_string());
+                self.tell(EventKind::Started, self.sandbox.id.to_string());
+                answer(waiting, Ok(self.sandbox.id.clone()));
+            }
+            Err(err) => {
+                self.end();
+                answer(waiting, Err(err));
+            }
+        }
+    }
+
+    /// Takes the pod out of the directory, before anybody is told: a retry must not find it any more.
+    fn end(&mut self) {
+        self.directory.forget(&self.sandbox.id);
+        self.ended = true;
+    }
+
+    fn on_created(&mut self, id: &ContainerId, result: Result<Arc<Container>, Error>) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        let Work::Create(waiting) = std::mem::replace(&mut slot.work, Work::Idle) else { return };
+        match result {
+            Ok(container) => {
+                slot.container = Some(container);
+                self.publish();
+                self.tell(EventKind::Created, id.to_string());
+                answer(waiting, Ok(id.clone()));
+            }
+            Err(err) => {
+                self.slots.remove(id);
+                answer(waiting, Err(err));
+            }
+        }
+    }
+
+    async fn on_started(&mut self, id: &ContainerId, result: Result<UnixNanos, Error>) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        let waiting = slot.work.finish();
+        let early_exit = slot.early_exit.take();
+        let Some(container) = slot.container.clone() else { return };
+        self.starts += 1;
+        let started = Container { start_order: self.starts, ..(*container).clone() };
+        let state = match (&result, &container.state) {
+            (Ok(started_at), ContainerState::Created { pid }) => {
+                ContainerState::Running { pid: *pid, started_at: *started_at }
+            }
+            // Its supervisor was lost meanwhile.
+            (Ok(_), state) => state.clone(),
+            (Err(err), _) => ContainerState::Exited(Exit::not_started(err.to_string())),
+        };
+        let kept = self.change(started.with_state(state)).await;
+        match (&result, early_exit) {
+            (Ok(_), Some(exited)) => self.on_exit(&exited).await,
+            (Ok(_), None) => {}
+            (Err(_), _) => self.clean_up(id.clone()),
+        }
+        answer(waiting, result.map(drop).and(kept));
+    }
+
+    async fn on_updated(&mut self, id: &ContainerId, limits: &LinuxContainerResources) -> Result<(), Error> {
+        let Some(container) = self.slots.get(id).and_then(|slot| slot.container.clone()) else {
+            return Ok(());
+        };
+        let resources = update::merged(&container.resources, limits);
+        self.keep(Container { resources, ..(*container).clone() }).await
+    }
+
+    async fn on_orphaned(&mut self, result: Result<(), Error>) {
+        if let Err(err) = result {
+            tracing::error!(error = cause(&err), "cannot end what a killed supervisor left");
+        }
+        self.supervisor = None;
+        for container in self.in_stop_order() {
+            if container.pid().is_some() {
+                let left = recovery::exit_file(&self.host, &container);
+                let state = recovery::agree(&container.state, None, left.as_ref(), LOST);
+                self.change_or_log(container.with_state(state)).await;
+            }
+        }
+        if matches!(self.phase, Phase::Ready) {
+            self.phase = Phase::Stopped { clean: false };
+            self.set_not_ready().await;
+        }
+    }
+
+    async fn on_pod_stopped(&mut self, result: Result<(), Error>) {
+        let Phase::Stopping { waiting, then_remove, .. } = &mut self.phase else { return };
+        let (waiting, then_remove) = (std::mem::take(waiting), std::mem::take(then_remove));
+        let alive = self.in_stop_order().iter().any(|container| container.pid().is_some());
+        if alive && self.supervisor.is_some() {
+            // Something outlived SIGKILL: the pod is not stopped, and the caller is told why.
+            self.phase = Phase::Ready;
+        } else {
+            self.supervisor = None;
+            self.events = None;
+            self.phase = Phase::Stopped { clean: result.is_ok() };
+            self.set_not_ready().await;
+        }
+        answer(waiting, result.clone());
+        if then_remove.is_empty() {
+            return;
+        }
+        match result {
+            Err(err) => answer(then_remove, Err(err)),
+            Ok(()) => {
+                self.phase = Phase::Removing(then_remove);
+                let (host, sandbox) = (Arc::clone(&self.host), Arc::clone(&self.sandbox));
+                let containers: Vec<_> = self.slots.keys().cloned().collect();
+                self.spawn(async move { Done::PodRemoved(forget(&host, &sandbox, &containers).await) });
+            }
+        }
+    }
+}
