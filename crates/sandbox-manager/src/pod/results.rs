@@ -148,16 +148,17 @@ impl Pod {
             tracing::error!(error = cause(&err), "cannot end what a killed supervisor left");
         }
         self.supervisor = None;
+        // Before its containers: whoever sees one of them ended finds the reason.
+        if matches!(self.phase, Phase::Ready) {
+            self.phase = Phase::Stopped { clean: false };
+            self.set_not_ready().await;
+        }
         for container in self.in_stop_order() {
             if container.pid().is_some() {
                 let left = recovery::exit_file(&self.host, &container);
                 let state = recovery::agree(&container.state, None, left.as_ref(), LOST);
                 self.change_or_log(container.with_state(state)).await;
             }
-        }
-        if matches!(self.phase, Phase::Ready) {
-            self.phase = Phase::Stopped { clean: false };
-            self.set_not_ready().await;
         }
     }
 
