@@ -19,10 +19,20 @@ pub fn tools() -> Result<&'static Path> {
     if let Some(folder) = FOLDER.get() {
         return Ok(folder);
     }
-    let output = Command::new(BUILD).output().context("running tests/tools/build")?;
+    let folder = build(&[])?;
+    Ok(FOLDER.get_or_init(|| folder))
+}
+
+/// The same folder, with critest in it.
+pub fn tools_with_critest() -> Result<PathBuf> {
+    build(&["critest"])
+}
+
+fn build(arguments: &[&str]) -> Result<PathBuf> {
+    let output = Command::new(BUILD).args(arguments).output().context("running tests/tools/build")?;
     ensure!(output.status.success(), "tests/tools/build failed: {}", String::from_utf8_lossy(&output.stderr));
     let folder = String::from_utf8(output.stdout).context("tests/tools/build prints a path")?;
-    Ok(FOLDER.get_or_init(|| PathBuf::from(folder.trim())))
+    Ok(PathBuf::from(folder.trim()))
 }
 
 /// crictl with a configuration file, ready to be started; killed when its handle is dropped.

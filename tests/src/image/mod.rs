@@ -1,6 +1,7 @@
 //! Small images, built in memory: layers from a list of entries, a config, a manifest in OCI's or Docker's format.
 
 mod busybox;
+pub mod critest;
 pub mod tar;
 
 use std::{

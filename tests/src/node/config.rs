@@ -5,10 +5,10 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 
 use super::{Options, slot::Slot};
-use crate::registry::Registry;
+use crate::{image::critest, registry::Registry};
 
-/// Registries that the tests' references name and that the loopback registry stands for.
-const STOOD_FOR: [&str; 2] = ["docker.io", "registry.k8s.io"];
+/// Registries that references name and that the loopback registry stands for, beside those of critest.
+const STOOD_FOR: [&str; 1] = ["docker.io"];
 
 /// Debian's crun, made to work on a machine with cgroups of both versions.
 const CRUN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/crun-v1");
@@ -23,7 +23,7 @@ pub(super) fn write(
 ) -> Result<()> {
     let certs = dir.join("certs.d");
     let own = registry.address().to_string();
-    for host in STOOD_FOR.into_iter().chain([own.as_str()]) {
+    for host in STOOD_FOR.into_iter().chain(critest::HOSTS).chain([own.as_str()]) {
         let text = format!("server = \"http://{own}\"\n");
         put(&certs.join(host).join("hosts.toml"), &text)?;
     }

@@ -1,0 +1,165 @@
+//! Kubelet's validation suite, critest, against a node of its own: prints what failed and what was skipped, why, and
+//! the totals; fails when a spec that once passed does not, or when something is left over.
+
+mod kept;
+mod report;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use berth_tests::{Node, Options, crictl, image};
+use clap::Parser;
+
+use self::report::{Outcome, Spec};
+
+/// After its own limit, critest still writes its report.
+const GRACE: Duration = Duration::from_secs(90);
+
+#[derive(Debug, Parser)]
+#[command(about = "Runs critest against a daemon of its own")]
+struct Arguments {
+    /// Only specs whose name matches this regular expression; may be repeated.
+    #[arg(long)]
+    focus: Vec<String>,
+    /// No specs whose name matches this regular expression; may be repeated.
+    #[arg(long)]
+    skip: Vec<String>,
+    /// Stream over WebSocket instead of SPDY.
+    #[arg(long)]
+    websocket: bool,
+    /// The handler under test instead of the default one.
+    #[arg(long, default_value = "")]
+    runtime_handler: String,
+    /// Minutes the whole suite may take.
+    #[arg(long, default_value_t = 30)]
+    timeout: u64,
+    /// Keep the list of what passed: what passed now must pass from now on.
+    #[arg(long, conflicts_with_all = ["focus", "skip"])]
+    bless: bool,
+    /// Where to leave critest's output and report and the daemon's log.
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// Further flags for critest itself, after `--`.
+    #[arg(last = true)]
+    further: Vec<String>,
+}
+
+impl Arguments {
+    /// The whole command line of critest.
+    fn for_critest(&self, socket: &Path, report: &Path) -> Vec<String> {
+        let endpoint = format!("unix://{}", socket.display());
+        let mut flags = vec![
+            format!("--runtime-endpoint={endpoint}"),
+            format!("--image-endpoint={endpoint}"),
+            format!("--runtime-handler={}", self.runtime_handler),
+            format!("--ginkgo.json-report={}", report.display()),
+            format!("--ginkgo.timeout={}m", self.timeout),
+            "--ginkgo.no-color".to_owned(),
+            "--parallel=1".to_owned(),
+        ];
+        if self.websocket {
+            flags.extend(["exec", "attach", "portforward"].map(|kind| format!("--websocket-{kind}")));
+        }
+        flags.extend(self.focus.iter().map(|pattern| format!("--ginkgo.focus={pattern}")));
+        flags.extend(self.skip.iter().map(|pattern| format!("--ginkgo.skip={pattern}")));
+        flags.extend(self.further.iter().cloned());
+        flags
+    }
+
+    /// Nothing keeps a spec of the list from running.
+    fn runs_everything(&self) -> bool {
+        self.focus.is_empty() && self.skip.is_empty()
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let critest = crictl::tools_with_critest()?.join("critest");
+    let node = Node::boot(Options::without_images()).await?;
+    image::critest::push(node.registry()).context("building critest's images")?;
+    let specs = run(&node, &critest, &arguments).await;
+    let clean = node.finish().await;
+    if let Some(folder) = &arguments.output {
+        fs::copy(node.dir().join("berthd.log"), folder.join("berthd.log"))
+            .context("keeping the daemon's log")?;
+    }
+    drop(node);
+    let good = judge(&specs?, &arguments)?;
+    if let Err(error) = &clean {
+        println!("\nAfter critest: {error:?}");
+    }
+    Ok(if good && clean.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs critest to its end; what its report says.
+async fn run(node: &Node, critest: &Path, arguments: &Arguments) -> Result<Vec<Spec>> {
+    // Inside the node's folder, where what critest leaves mounted is seen and all it leaves is removed.
+    let scratch = node.dir().join("critest");
+    fs::create_dir_all(&scratch).context("making critest's folder")?;
+    let output = match &arguments.output {
+        Some(folder) => {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+            folder.canonicalize().context("finding the output folder")?
+        }
+        None => scratch.clone(),
+    };
+    let report = output.join("report.json");
+    let text = output.join("critest.log");
+    let log = fs::File::create(&text).with_context(|| format!("creating {}", text.display()))?;
+    println!("critest runs; it writes to {}", text.display());
+    let mut child = tokio::process::Command::new(critest)
+        .args(arguments.for_critest(&node.socket(), &report))
+        .env("TMPDIR", &scratch)
+        .current_dir(&scratch)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .context("starting critest")?;
+    let limit = Duration::from_secs(arguments.timeout * 60) + GRACE;
+    let status = tokio::time::timeout(limit, child.wait())
+        .await
+        .with_context(|| format!("critest was still running after {limit:?}"))??;
+    // A failed spec is one status, a wrong flag another; the report tells them apart.
+    let report = fs::read_to_string(&report).with_context(|| {
+        let text = fs::read_to_string(&text).unwrap_or_default();
+        format!("critest ended with {status} and without a report:\n{text}")
+    })?;
+    report::parse(&report)
+}
+
+/// Prints what came out; whether that is as it must be.
+fn judge(specs: &[Spec], arguments: &Arguments) -> Result<bool> {
+    let of = |wanted: fn(&Outcome) -> bool| specs.iter().filter(move |spec| wanted(&spec.outcome));
+    for spec in of(Outcome::is_failed) {
+        println!("\nFAILED  {}\n{}", spec.name, spec.outcome.indented_why());
+    }
+    println!();
+    for spec in of(Outcome::is_skipped) {
+        println!("skipped {}: {}", spec.name, spec.outcome.why());
+    }
+    println!(
+        "\n{} passed, {} failed, {} skipped",
+        of(Outcome::is_passed).count(),
+        of(Outcome::is_failed).count(),
+        of(Outcome::is_skipped).count(),
+    );
+    ensure!(!specs.is_empty(), "no spec was run");
+    if arguments.bless {
+        let file = kept::write(specs)?;
+        println!("kept in {}", file.display());
+        return Ok(true);
+    }
+    let missed = kept::missed(&kept::read()?, specs, arguments.runs_everything());
+    for name in &missed {
+        println!("must pass and did not: {name}");
+    }
+    Ok(missed.is_empty())
+}
