@@ -1,7 +1,7 @@
 # Everything a person types here. Binaries go to target/release; tests run in the dev profile (see tests/all).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build run bench lint fuzz deps clean
+.PHONY: help demo test critest build run bench lint fuzz deps clean
 
 bin := target/release
 
@@ -14,6 +14,9 @@ demo: build ## a pod from pull to removal with crictl, on a daemon of its own
 
 test: deps ## format, lints, all tests, a short fuzz and the demo
 	tests/all
+
+critest: build ## kubelet's validation suite against a daemon of its own; ARGS=--help says how to choose from it
+	BERTH_BIN_DIR=$(CURDIR)/$(bin) $(bin)/berth-critest --output target/critest $(ARGS)
 
 # One selection of packages everywhere, so that no crate is built twice with other features.
 build: deps ## release binaries, in target/release

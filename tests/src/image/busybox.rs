@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::{Config, Image, Layer};
 
 /// Where Debian's `busybox-static` puts the binary.
-const BUSYBOX: &str = "/bin/busybox";
+pub(super) const BUSYBOX: &str = "/bin/busybox";
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/:/bin/false

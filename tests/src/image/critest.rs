@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Config, Image, Layer, busybox, native_architecture};
+use super::{
+    Config, Image, Layer,
+    busybox::{BUSYBOX, busybox},
+    native_architecture,
+};
 use crate::registry::Registry;
 
 /// Hosts in critest's image references.
@@ -81,16 +85,28 @@ pub fn push(registry: &Registry) -> Result<()> {
     put(format!("{STAGING}/test-image-predefined-group"), "latest", &predefined_group(&base))
 }
 
-/// Busybox with what Debian's lacks. Its shell runs applets without looking at the files they have in /bin, so a real
-/// one stands in for it; and `ls` is a file of its own, since a spec hides it alone.
+/// Busybox with what Debian's lacks. `ls` is a file of its own, since a spec hides it alone.
 fn base() -> Result<Image> {
     let mut image = busybox()?;
-    let tools = programs(&[("/bin/dash", "bin/sh"), ("/bin/busybox", "bin/ls"), ("/usr/bin/ipcs", "bin/ipcs")])?
+    let tools = programs(&[(BUSYBOX, "bin/ls"), ("/usr/bin/ipcs", "bin/ipcs")])?
+        .file("bin/sh", 0o755, shell_without_ls()?)
         .file("bin/pgrep", 0o755, PGREP)
         .file("etc/passwd", 0o644, PASSWD)
         .file("etc/group", 0o644, GROUP);
     image.layers.push(tools);
     Ok(image)
+}
+
+/// Debian's busybox runs `ls` in its shell's own process and never looks at /bin/ls, which a spec hides; Docker's does
+/// look. And the spec wants an error in busybox's own words. So: a busybox that knows `ls` by another name, which keeps
+/// the table of names sorted.
+fn shell_without_ls() -> Result<Vec<u8>> {
+    let mut binary = fs::read(BUSYBOX).with_context(|| format!("reading {BUSYBOX}"))?;
+    let names = b"\0losetup\0ls\0lsmod\0";
+    let at = binary.windows(names.len()).position(|window| window == names);
+    let at = at.context("busybox's table of names is not as in Debian 12")?;
+    binary[at + 10] = b'r';
+    Ok(binary)
 }
 
 /// Like no other by one file.

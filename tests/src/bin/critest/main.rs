@@ -60,7 +60,6 @@ impl Arguments {
             format!("--ginkgo.json-report={}", report.display()),
             format!("--ginkgo.timeout={}m", self.timeout),
             "--ginkgo.no-color".to_owned(),
-            "--parallel=1".to_owned(),
         ];
         if self.websocket {
             flags.extend(["exec", "attach", "portforward"].map(|kind| format!("--websocket-{kind}")));
@@ -78,23 +77,34 @@ impl Arguments {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
-    let arguments = Arguments::parse();
+async fn main() -> ExitCode {
+    match test(&Arguments::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("berth-critest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All of it; whether it is as it must be.
+async fn test(arguments: &Arguments) -> Result<bool> {
     let critest = crictl::tools_with_critest()?.join("critest");
     let node = Node::boot(Options::without_images()).await?;
     image::critest::push(node.registry()).context("building critest's images")?;
-    let specs = run(&node, &critest, &arguments).await;
+    let specs = run(&node, &critest, arguments).await;
     let clean = node.finish().await;
     if let Some(folder) = &arguments.output {
         fs::copy(node.dir().join("berthd.log"), folder.join("berthd.log"))
             .context("keeping the daemon's log")?;
     }
     drop(node);
-    let good = judge(&specs?, &arguments)?;
+    let good = judge(&specs?, arguments)?;
     if let Err(error) = &clean {
-        println!("\nAfter critest: {error:?}");
+        println!("\nAfter critest: {error:#}");
     }
-    Ok(if good && clean.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(good && clean.is_ok())
 }
 
 /// Runs critest to its end; what its report says.
