@@ -129,10 +129,11 @@ fn predefined_group(base: &Image) -> Image {
 }
 
 fn httpd(base: &Image) -> Image {
-    let layer = Layer::new()
-        .dir("www", 0o755)
-        .file("www/index.html", 0o644, PAGE)
-        .file("bin/httpd-foreground", 0o755, HTTPD);
+    let layer = Layer::new().dir("www", 0o755).file("www/index.html", 0o644, PAGE).file(
+        "bin/httpd-foreground",
+        0o755,
+        HTTPD,
+    );
     let mut image = with_layer(base, layer);
     image.config.cmd = words(&["httpd-foreground"]);
     image

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// Lines of a failure that are printed; the rest is in critest's own output.
+/// Lines of a failure that are printed at most; the rest is in critest's own output.
 const LINES: usize = 12;
 
 /// One spec, or a step around all of them that failed.
@@ -40,9 +40,10 @@ impl Outcome {
         }
     }
 
-    /// Its first lines, to stand below the spec's name.
+    /// Its first lines, up to the insides of Go's error values, to stand below the spec's name.
     pub(crate) fn indented_why(&self) -> String {
-        let lines: Vec<String> = self.why().lines().take(LINES).map(|line| format!("    {line}")).collect();
+        let telling = self.why().lines().take(LINES).take_while(|line| line.trim() != "{");
+        let lines: Vec<String> = telling.map(|line| format!("    {line}")).collect();
         lines.join("\n")
     }
 }
@@ -50,12 +51,8 @@ impl Outcome {
 /// The specs that were chosen, in the order of their names. One that a filter left out has no reason and is no spec here.
 pub(crate) fn parse(report: &str) -> Result<Vec<Spec>> {
     let suites: Value = serde_json::from_str(report).context("reading critest's report")?;
-    let nodes = suites
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|suite| suite["SpecReports"].as_array())
-        .flatten();
+    let nodes =
+        suites.as_array().into_iter().flatten().filter_map(|suite| suite["SpecReports"].as_array()).flatten();
     let mut specs: Vec<Spec> = nodes.filter_map(spec).collect();
     specs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(specs)
