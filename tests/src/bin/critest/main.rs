@@ -32,6 +32,9 @@ struct Arguments {
     /// Stream over WebSocket instead of SPDY.
     #[arg(long)]
     websocket: bool,
+    /// Run the specs of NRI, whose socket this is; `@DIR@` stands for the node's folder.
+    #[arg(long)]
+    nri_socket: Option<String>,
     /// The handler under test instead of the default one.
     #[arg(long, default_value = "")]
     runtime_handler: String,
@@ -44,6 +47,9 @@ struct Arguments {
     /// Where to leave critest's output and report and the daemon's log.
     #[arg(long)]
     output: Option<PathBuf>,
+    /// Another critest than the one that tests/tools pins.
+    #[arg(long, conflicts_with = "bless")]
+    critest: Option<PathBuf>,
     /// Further flags for critest itself, after `--`.
     #[arg(last = true)]
     further: Vec<String>,
@@ -51,8 +57,8 @@ struct Arguments {
 
 impl Arguments {
     /// The whole command line of critest.
-    fn for_critest(&self, socket: &Path, report: &Path) -> Vec<String> {
-        let endpoint = format!("unix://{}", socket.display());
+    fn for_critest(&self, node: &Node, report: &Path) -> Vec<String> {
+        let endpoint = format!("unix://{}", node.socket().display());
         let mut flags = vec![
             format!("--runtime-endpoint={endpoint}"),
             format!("--image-endpoint={endpoint}"),
@@ -64,6 +70,10 @@ impl Arguments {
         if self.websocket {
             flags.extend(["exec", "attach", "portforward"].map(|kind| format!("--websocket-{kind}")));
         }
+        let dir = node.dir().display().to_string();
+        flags.extend(
+            self.nri_socket.iter().map(|path| format!("--nri-socket={}", path.replace("@DIR@", &dir))),
+        );
         flags.extend(self.focus.iter().map(|pattern| format!("--ginkgo.focus={pattern}")));
         flags.extend(self.skip.iter().map(|pattern| format!("--ginkgo.skip={pattern}")));
         flags.extend(self.further.iter().cloned());
@@ -90,7 +100,10 @@ async fn main() -> ExitCode {
 
 /// All of it; whether it is as it must be.
 async fn test(arguments: &Arguments) -> Result<bool> {
-    let critest = crictl::tools_with_critest()?.join("critest");
+    let critest = match &arguments.critest {
+        Some(file) => file.canonicalize().with_context(|| format!("finding {}", file.display()))?,
+        None => crictl::tools_with_critest()?.join("critest"),
+    };
     let node = Node::boot(Options::without_images()).await?;
     image::critest::push(node.registry()).context("building critest's images")?;
     let specs = run(&node, &critest, arguments).await;
@@ -124,7 +137,7 @@ async fn run(node: &Node, critest: &Path, arguments: &Arguments) -> Result<Vec<S
     let log = fs::File::create(&text).with_context(|| format!("creating {}", text.display()))?;
     println!("critest runs; it writes to {}", text.display());
     let mut child = tokio::process::Command::new(critest)
-        .args(arguments.for_critest(&node.socket(), &report))
+        .args(arguments.for_critest(node, &report))
         .env("TMPDIR", &scratch)
         .current_dir(&scratch)
         .stdin(Stdio::null())
