@@ -5,7 +5,10 @@ mod kept;
 mod report;
 
 use std::{
-    fs,
+    env,
+    ffi::OsString,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     time::Duration,
@@ -139,6 +142,7 @@ async fn run(node: &Node, critest: &Path, arguments: &Arguments) -> Result<Vec<S
     let mut child = tokio::process::Command::new(critest)
         .args(arguments.for_critest(node, &report))
         .env("TMPDIR", &scratch)
+        .env("PATH", path_with_sudo(&scratch)?)
         .current_dir(&scratch)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -156,6 +160,17 @@ async fn run(node: &Node, critest: &Path, arguments: &Arguments) -> Result<Vec<S
         format!("critest ended with {status} and without a report:\n{text}")
     })?;
     report::parse(&report)
+}
+
+/// The search path with a `sudo` in front: critest loads AppArmor profiles through it, which root has no need of.
+fn path_with_sudo(folder: &Path) -> Result<OsString> {
+    let programs = folder.join("bin");
+    let sudo = programs.join("sudo");
+    fs::create_dir_all(&programs).context("making a folder for sudo")?;
+    fs::write(&sudo, "#!/bin/sh\nexec \"$@\"\n").context("writing sudo")?;
+    fs::set_permissions(&sudo, Permissions::from_mode(0o755)).context("making sudo a program")?;
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::join_paths([programs].into_iter().chain(env::split_paths(&path))).context("making a search path")
 }
 
 /// Prints what came out; whether that is as it must be.
