@@ -16,9 +16,9 @@
 //! - **Output before status.** All frames of a connection leave in the order they were queued, by one task. The handler's
 //!   end is told to the client behind everything that the handler wrote.
 //! - **Bounded memory.** Go's peers neither send nor honour WINDOW_UPDATE, so the socket is the only back-pressure. What
-//!   is sent waits in a queue of [`pipe::SEND_QUEUE`] frames; what arrives waits in a buffer of each stream, and when that
+//!   is sent waits in a queue of 32 frames; what arrives waits in a buffer of each stream, and when that
 //!   is full the socket is not read until its reader took some.
-//! - **A client that is gone is noticed**, though its socket may not be read at that time ([`hangup`]). Its handler is
+//! - **A client that is gone is noticed**, though its socket may not be read at that time (`hangup`). Its handler is
 //!   told by [`RemoteStreams::gone`], and dropped when it does not end within [`GONE_GRACE`].
 
 mod config;

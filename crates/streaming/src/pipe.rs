@@ -162,34 +162,33 @@ impl Input {
     /// All that waits, or nothing when the stream has ended.
     pub(crate) async fn chunk(&mut self) -> io::Result<Option<BytesMut>> {
         std::future::poll_fn(|context| {
-            let bytes = ready!(self.poll(context, usize::MAX))?;
-            Poll::Ready(Ok((!bytes.is_empty()).then_some(bytes)))
+            let mut buffer = self.0.lock();
+            if !ready!(buffer.poll(context))? {
+                return Poll::Ready(Ok(None));
+            }
+            let bytes = std::mem::take(&mut buffer.bytes);
+            drop(buffer);
+            self.0.room.free(bytes.len());
+            Poll::Ready(Ok(Some(bytes)))
         })
         .await
     }
+}
 
-    /// At most `most` bytes of what waits; none at the end.
-    fn poll(&mut self, context: &mut Context<'_>, most: usize) -> Poll<io::Result<BytesMut>> {
-        let mut buffer = self.0.lock();
-        if buffer.bytes.is_empty() {
-            return match buffer.end {
-                Some(End::Finished) => Poll::Ready(Ok(BytesMut::new())),
-                Some(End::Lost) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-                None => {
-                    buffer.reader = Some(context.waker().clone());
-                    Poll::Pending
-                }
-            };
+impl Buffer {
+    /// Whether there are bytes; false at the end.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if !self.bytes.is_empty() {
+            return Poll::Ready(Ok(true));
         }
-        let length = buffer.bytes.len().min(most);
-        let bytes = if length == buffer.bytes.len() {
-            std::mem::take(&mut buffer.bytes)
-        } else {
-            buffer.bytes.split_to(length)
-        };
-        drop(buffer);
-        self.0.room.free(length);
-        Poll::Ready(Ok(bytes))
+        match self.end {
+            Some(End::Finished) => Poll::Ready(Ok(false)),
+            Some(End::Lost) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            None => {
+                self.reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
     }
 }
 
@@ -199,15 +198,8 @@ impl AsyncRead for Input {
         context: &mut Context<'_>,
         target: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if target.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        let this = self.get_mut();
-        let mut buffer = this.0.lock();
-        if buffer.bytes.is_empty() {
-            drop(buffer);
-            // Registers the waker, or tells the end.
-            ready!(this.poll(context, 0))?;
+        let mut buffer = self.0.lock();
+        if target.remaining() == 0 || !ready!(buffer.poll(context))? {
             return Poll::Ready(Ok(()));
         }
         let length = buffer.bytes.len().min(target.remaining());
@@ -218,7 +210,7 @@ impl AsyncRead for Input {
             buffer.bytes = BytesMut::new();
         }
         drop(buffer);
-        this.0.room.free(length);
+        self.0.room.free(length);
         Poll::Ready(Ok(()))
     }
 }
@@ -313,8 +305,13 @@ impl Writable {
     }
 
     /// True for the one who is to say so on the wire.
-    fn leave(&self, to: u8) -> bool {
-        self.0.compare_exchange(OPEN, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    fn finish(&self) -> bool {
+        self.0.compare_exchange(OPEN, FINISHED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// True for the one who is to say so on the wire, also behind a finish: that ended the server's half only.
+    fn cut(&self) -> bool {
+        self.0.swap(RESET, Ordering::AcqRel) != RESET
     }
 }
 
@@ -338,6 +335,11 @@ impl Sink {
 
     pub(crate) fn writable(&self) -> Writable {
         self.writable.clone()
+    }
+
+    /// Whether its end can be told apart from the connection's.
+    pub(crate) fn has_end(&self) -> bool {
+        self.framing.finish().is_some()
     }
 
     /// The same stream, for a handler.
@@ -398,7 +400,7 @@ impl Sink {
 
     /// Says that nothing more comes on this stream, unless that was said.
     pub(crate) async fn finish(&self) {
-        if self.writable.leave(FINISHED)
+        if self.writable.finish()
             && let Some(frame) = self.framing.finish()
         {
             let _ = self.frames.send(Out::Frame(frame)).await;
@@ -408,7 +410,7 @@ impl Sink {
     /// Ends the stream both ways, behind what was sent on it.
     pub(crate) async fn reset(&self) {
         let Framing::Spdy(id) = self.framing else { return };
-        if self.writable.leave(RESET) {
+        if self.writable.cut() {
             let _ = self.frames.send(Out::Frame(frame::reset(id, frame::Status::Cancel))).await;
         }
     }
@@ -460,16 +462,90 @@ impl AsyncWrite for Output {
             && this.writable.is_open()
         {
             ready!(this.poll_slot(context))?;
-            if this.writable.leave(FINISHED) {
+            if this.writable.finish() {
                 this.send(frame)?;
             } else {
                 this.frames.abort_send();
             }
         }
-        this.writable.leave(FINISHED);
+        this.writable.finish();
         Poll::Ready(Ok(()))
     }
 }
 
 /// Frames that can be written with one call.
 pub(crate) type Batch = VecDeque<Bytes>;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_read_is_bounded_and_what_is_dropped_is_free() {
+        let room = Arc::new(Room::default());
+        let (feed, mut input) = super::input(&room);
+        let more = vec![7; STREAM_BUFFER];
+        feed.deliver(&more).await;
+        assert_eq!(feed.offer(b"x"), 0, "full");
+        assert_eq!(input.read(&mut [0; 1000]).await.unwrap(), 1000);
+        assert_eq!(feed.offer(&more), 1000);
+        assert_eq!(room.used.load(Ordering::Relaxed), STREAM_BUFFER);
+        assert_eq!(input.chunk().await.unwrap().unwrap().len(), STREAM_BUFFER);
+        assert_eq!(room.used.load(Ordering::Relaxed), 0);
+        feed.deliver(&more).await;
+        drop(input);
+        assert_eq!(room.used.load(Ordering::Relaxed), 0);
+        assert!(feed.is_unread());
+        assert_eq!(feed.offer(&more), more.len(), "thrown away");
+    }
+
+    #[tokio::test]
+    async fn a_connections_streams_share_their_room() {
+        let room = Arc::new(Room::default());
+        let streams: Vec<_> = (0..64).map(|_| super::input(&room)).collect();
+        let more = vec![7; STREAM_BUFFER];
+        let taken: usize = streams.iter().map(|(feed, _)| feed.offer(&more)).sum();
+        assert_eq!(taken, CONNECTION_BUFFER);
+    }
+
+    #[tokio::test]
+    async fn the_end_comes_behind_the_bytes() {
+        let room = Arc::new(Room::default());
+        let (feed, mut input) = super::input(&room);
+        feed.deliver(b"rest").await;
+        feed.end(End::Finished);
+        drop(feed);
+        let mut text = String::new();
+        input.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "rest");
+        let (feed, mut input) = super::input(&room);
+        feed.deliver(b"rest").await;
+        drop(feed);
+        let error = input.read_to_string(&mut text).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_finished_once_and_may_be_reset_behind_that() {
+        let (frames, mut queued) = mpsc::channel(SEND_QUEUE);
+        let sink = Sink::new(frames, Framing::Spdy(5));
+        let mut output = sink.output();
+        output.write_all(b"hi").await.unwrap();
+        output.shutdown().await.unwrap();
+        output.shutdown().await.unwrap();
+        assert_eq!(output.write(b"more").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        sink.finish().await;
+        sink.send(b"more").await.unwrap();
+        sink.reset().await;
+        sink.reset().await;
+        drop((sink, output));
+        let mut sent = Vec::new();
+        while let Some(Out::Frame(frame)) = queued.recv().await {
+            sent.push(frame);
+        }
+        let reset = frame::reset(5, frame::Status::Cancel);
+        assert_eq!(sent, [&b"\0\0\0\x05\0\0\0\x02hi"[..], b"\0\0\0\x05\x01\0\0\0", &reset]);
+    }
+}

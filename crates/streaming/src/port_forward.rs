@@ -29,6 +29,9 @@ const CONNECT: Duration = Duration::from_secs(30);
 /// half only when the server has closed both; one that goes on sending is not cut off.
 const HALF_CLOSED: Duration = Duration::from_secs(5);
 
+/// The same where a client cannot close its half, nor hear of the pod's end but by the connection's.
+const HALF_CLOSED_CHANNEL: Duration = Duration::from_secs(1);
+
 /// One connection's streams, by whatever transport.
 #[derive(Debug)]
 pub(crate) struct Pair {
@@ -215,13 +218,19 @@ async fn copy(socket: TcpStream, input: Input, data: &Sink) {
             Ok(()) => data.finish().await,
             Err(()) => data.reset().await,
         },
-        None => loop {
-            let before = sent.load(Ordering::Relaxed);
-            let ended = timeout(HALF_CLOSED, &mut up).await.is_ok();
-            if ended || sent.load(Ordering::Relaxed) == before {
-                break;
+        None => {
+            let silence = if data.has_end() { HALF_CLOSED } else { HALF_CLOSED_CHANNEL };
+            loop {
+                let before = sent.load(Ordering::Relaxed);
+                if timeout(silence, &mut up).await.is_ok() {
+                    break;
+                }
+                if sent.load(Ordering::Relaxed) == before {
+                    data.reset().await;
+                    break;
+                }
             }
-        },
+        }
     }
 }
 

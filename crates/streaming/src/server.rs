@@ -45,6 +45,9 @@ use crate::websocket::{self, Codec, CommandProtocol, ForwardProtocol, Tunnel};
 /// What a stranger may take to say what it wants.
 const HEADERS: Duration = Duration::from_secs(10);
 
+/// What it may take in all, however many requests it makes.
+const REQUESTS: Duration = Duration::from_secs(60);
+
 /// Connections that have not said it yet. Those beyond wait in the kernel's queue.
 const STRANGERS: usize = 256;
 
@@ -296,6 +299,7 @@ where
     tokio::select! {
         served = serving => served?,
         () = stop.cancelled() => return Ok(()),
+        () = sleep(REQUESTS) => return Ok(()),
     }
     drop(permit);
     let work = upgraded.lock().unwrap_or_else(PoisonError::into_inner).take();

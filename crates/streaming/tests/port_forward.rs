@@ -235,7 +235,7 @@ async fn many_connections_go_beside_one_another() {
     for (at, (data, _)) in pairs.iter().enumerate() {
         client.send(*data, &vec![at as u8; 10_000], true).await;
     }
-    client.until(|client| pairs.iter().all(|(_, error)| client.stream(*error).finished)).await;
+    client.until(|client| pairs.iter().all(|(_, error)| client.is_finished(*error))).await;
     for (at, (data, error)) in pairs.iter().enumerate() {
         assert_eq!(client.stream(*data).bytes, vec![at as u8; 10_000]);
         assert!(client.stream(*error).bytes.is_empty());

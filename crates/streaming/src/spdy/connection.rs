@@ -26,8 +26,11 @@ const BACKLOG: usize = 64;
 /// Answers that wait for the socket. A peer that asks more before it reads is not read any further.
 const ANSWERS: usize = 256;
 
-/// Read at a time.
+/// Read at a time, once the client sends much.
 const READ_BYTES: usize = 64 * 1024;
+
+/// Room that a connection has for what its client may type.
+const IDLE_BYTES: usize = 4 * 1024;
 
 /// A stream that the client opened, and that was answered.
 #[derive(Debug)]
@@ -143,6 +146,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         // Dropping `self` at the end loses all inputs.
         let _told = self.watch.gone.clone().drop_guard();
         let mut input = BytesMut::from(&early[..]);
+        let mut room = IDLE_BYTES;
         loop {
             loop {
                 match self.decoder.next(&mut input) {
@@ -156,10 +160,15 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                     }
                 }
             }
-            input.reserve(READ_BYTES);
-            if self.source.read_buf(&mut input).await? == 0 {
+            if input.is_empty() && input.capacity() > room {
+                input = BytesMut::new();
+            }
+            input.reserve(room);
+            let read = self.source.read_buf(&mut input).await?;
+            if read == 0 {
                 return Ok(());
             }
+            room = if read < IDLE_BYTES { IDLE_BYTES } else { READ_BYTES };
             self.activity.touch();
         }
     }

@@ -46,6 +46,8 @@ impl Drop for Node {
 pub async fn request(url: &str, method: &str, headers: &[(&str, &str)]) -> (String, TcpStream) {
     let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let mut socket = TcpStream::connect(host).await.unwrap();
+    // As Go does.
+    socket.set_nodelay(true).unwrap();
     let mut head = format!("{method} /{path} HTTP/1.1\r\nHost: {host}\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -105,7 +107,7 @@ impl Client {
         self.next += 2;
         let frame = self.wire.syn_stream(id, headers, false);
         self.socket.write_all(&frame).await.unwrap();
-        self.until(|client| client.stream(id).replied || client.stream(id).reset.is_some()).await;
+        self.until(|client| client.streams.contains_key(&id)).await;
         id
     }
 
@@ -120,6 +122,10 @@ impl Client {
 
     pub fn stream(&self, id: u32) -> Stream {
         self.streams.get(&id).cloned().unwrap_or_default()
+    }
+
+    pub fn is_finished(&self, id: u32) -> bool {
+        self.streams.get(&id).is_some_and(|stream| stream.finished)
     }
 
     pub fn text(&self, id: u32) -> String {
