@@ -1,5 +1,8 @@
 //! Kubelet's validation suite, critest, against a node of its own: prints what failed and what was skipped, why, and
 //! the totals; fails when a spec that once passed does not, or when something is left over.
+//!
+//! On cgroup v2 and with AppArmor, by a kernel of its own:
+//! `BERTH_TEST_NETWORK=cni BERTH_BIN_DIR=$PWD/target/release tests/uml/run target/release/berth-critest`
 
 mod kept;
 mod report;
