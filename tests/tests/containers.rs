@@ -183,6 +183,21 @@ fn the_images_stop_signal_is_used() {
 }
 
 #[test]
+fn stop_reaches_a_program_that_has_not_yet_set_its_handler() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("young")).await?;
+        let slow = "sleep 0.5; trap 'exit 7' TERM; while :; do sleep 0.05; done";
+        let container = pod.run(script("slow", slow)).await?;
+        let begin = Instant::now();
+        container.stop(20).await?;
+        ensure!(begin.elapsed() < Duration::from_secs(10), "it was killed after {:?}", begin.elapsed());
+        let status = container.status().await?;
+        ensure!(status.exit_code == 7, "exit code {}", status.exit_code);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_later_stop_with_less_grace_wins() {
     on_node(async |node| {
         let pod = node.run_pod(node.pod("web")).await?;

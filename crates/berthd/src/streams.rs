@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use berth_sandbox_manager::{Attachment, Command, FdStream, SandboxManager, Terminal, Wanted};
 use berth_streaming::{ExecOutcome, Input, Output, RemoteStreams, Resize, StreamOptions};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Chain;
@@ -14,7 +14,7 @@ use crate::error::Chain;
 const DRAIN: Duration = Duration::from_millis(250);
 
 /// Bytes that are moved at once.
-const PIECE: usize = 32 * 1024;
+const PIECE: usize = 64 * 1024;
 
 /// An exec: starts the command now that the client's streams stand, and returns when it has ended and all its output is
 /// with the client. A command whose client is gone is killed.
@@ -145,9 +145,9 @@ async fn pump_output(from: Option<FdStream>, to: Option<Output>, ended: &Cancell
 
 /// Until the client's input ends, which the process then reads as its own end, or until the process reads no more.
 async fn pump_input(from: Option<Input>, to: Option<FdStream>) {
-    let (Some(mut from), Some(mut to)) = (from, to) else { return };
+    let (Some(from), Some(mut to)) = (from, to) else { return };
     // A process that does not read its input is nobody's fault.
-    drop(tokio::io::copy(&mut from, &mut to).await);
+    drop(tokio::io::copy_buf(&mut BufReader::with_capacity(PIECE, from), &mut to).await);
 }
 
 async fn follow_size(sizes: Option<Resize>, terminal: Option<Terminal>) {

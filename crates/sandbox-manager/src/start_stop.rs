@@ -20,6 +20,10 @@ use crate::{
 /// device or a network file system takes for ever; everything else ends within milliseconds.
 const AFTER_SIGKILL: Duration = Duration::from_secs(10);
 
+/// How long a program may take from its start to its handler for the stop signal, and how often to look for that.
+const LEARN: Duration = Duration::from_secs(5);
+const LISTEN: Duration = Duration::from_millis(20);
+
 /// Opens the exec gate; returns when the program was executed.
 pub(crate) async fn start(supervisor: &Supervisor, container: &Container) -> Result<UnixNanos, Error> {
     supervisor.start(container.id.as_str()).await.map_err(|err| match err {
@@ -45,19 +49,25 @@ pub(crate) async fn stop(
     let running = matches!(container.state, ContainerState::Running { .. });
     // A process at the exec gate runs no program yet that could handle a signal.
     if running && *deadline.borrow_and_update() > Instant::now() {
+        let began = Instant::now();
+        let mut deaf = is_deaf(container);
         signal(supervisor, id, container.stop_signal, false).await?;
-        let graceful = async {
-            loop {
-                let end = *deadline.borrow_and_update();
-                tokio::select! {
-                    // Both may be dropped and asked again: nothing is lost.
-                    () = exited(&mut view, id) => return true,
-                    () = tokio::time::sleep_until(end.into()) => return false,
-                    Ok(()) = deadline.changed() => {}
+        let graceful = loop {
+            let end = *deadline.borrow_and_update();
+            tokio::select! {
+                // Both may be dropped and asked again: nothing is lost.
+                () = exited(&mut view, id) => break true,
+                () = tokio::time::sleep_until(end.into()) => break false,
+                Ok(()) = deadline.changed() => {}
+                () = tokio::time::sleep(LISTEN), if deaf && began.elapsed() < LEARN => {
+                    deaf = is_deaf(container);
+                    if !deaf {
+                        signal(supervisor, id, container.stop_signal, false).await?;
+                    }
                 }
             }
         };
-        if graceful.await {
+        if graceful {
             return end_rest(host, id, cgroup).await;
         }
     }
@@ -78,6 +88,21 @@ async fn end_rest(host: &Host, id: &ContainerId, cgroup: &str) -> Result<(), Err
         }
         ended => ended.map_err(Error::step(label, "end its last processes")),
     }
+}
+
+/// Whether the kernel drops the stop signal: the first process of a pid namespace gets none that it has no handler for,
+/// and a program that was started a moment ago may not have come to setting one.
+fn is_deaf(container: &Container) -> bool {
+    let ContainerState::Running { pid, .. } = container.state else { return false };
+    // Gone, or not to be read: then the signal is all there is to do.
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    let mask = |name: &str| u64::from_str_radix(field(name), 16).unwrap_or(u64::MAX);
+    let noticed = mask("SigBlk:") | mask("SigIgn:") | mask("SigCgt:");
+    let ours =
+        u32::try_from(container.stop_signal - 1).ok().and_then(|bit| 1_u64.checked_shl(bit)).unwrap_or(0);
+    field("NSpid:").split_whitespace().next_back() == Some("1") && noticed & ours == 0
 }
 
 async fn signal(supervisor: &Supervisor, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
