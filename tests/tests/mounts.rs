@@ -9,10 +9,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use berth_tests::{
     Node,
-    cri::{Pod, pod_linux, script, security, sleeper},
-    host, on_node,
+    cri::{Pod, image_spec, pod_linux, script, security, sleeper},
+    host,
+    image::{Image, Layer},
+    on_node,
 };
-use k8s_cri::v1::{ContainerConfig, Device, Mount, MountPropagation};
+use k8s_cri::v1::{ContainerConfig, Device, Mount, MountPropagation, RemoveImageRequest};
 
 fn folder(node: &Node, name: &str) -> Result<PathBuf> {
     let path = node.dir().join(name);
@@ -299,6 +301,50 @@ fn the_usual_filesystems_are_there_with_the_usual_options() {
         );
         // The host's paths of the layers must not show.
         ensure!(!seen.iter().any(|mount| mount.mount_point.starts_with(node.dir())));
+        Ok(())
+    });
+}
+
+#[test]
+fn an_image_volume_shows_another_images_files_and_cannot_be_written_to() {
+    on_node(async |node| {
+        let data = Image::new(vec![
+            Layer::new().dir("data", 0o755).file("data/greeting", 0o644, "hello"),
+            Layer::new().dir("data", 0o755).file("data/more", 0o755, "#!/bin/sh\necho ran\n"),
+        ]);
+        node.registry().push("library/data", "latest", &data.build()?);
+        let id = node.pull("data").await?;
+        let volume = |readonly| Mount {
+            container_path: "/volume".to_owned(),
+            image: Some(image_spec("data")),
+            readonly,
+            ..Mount::default()
+        };
+        let pod = node.run_pod(node.pod("web")).await?;
+        let mut config = sleeper("main");
+        config.mounts.push(volume(true));
+        let container = pod.run(config.clone()).await?;
+        ensure!(container.sh("cat /volume/data/greeting; /volume/data/more").await? == "helloran\n");
+        ensure!(container.exec(&["touch", "/volume/x"]).await?.code != 0, "it can be written to");
+        let mounts = container.status().await?.mounts;
+        ensure!(
+            mounts.len() == 1 && mounts[0].image.is_some() && mounts[0].host_path.is_empty(),
+            "{mounts:?}"
+        );
+
+        // Neither the image's removal nor a new daemon takes it away.
+        let remove = RemoveImageRequest { image: Some(image_spec(&id)) };
+        node.images().remove_image(remove).await?;
+        node.kill9().await?;
+        node.start().await?;
+        ensure!(container.sh("cat /volume/data/greeting").await? == "hello");
+
+        config.metadata.get_or_insert_default().attempt = 1;
+        let Err(error) = pod.create(config).await else { bail!("the image is gone") };
+        ensure!(format!("{error:#}").contains("ImageVolumeMountFailed"), "{error:#}");
+        let mut writable = sleeper("writable");
+        writable.mounts.push(volume(false));
+        ensure!(pod.create(writable).await.is_err(), "a writable image volume");
         Ok(())
     });
 }

@@ -48,7 +48,7 @@ impl Coded for PodError {
             Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
             Self::Unsupported(_) => Code::Unimplemented,
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::WrongState { .. } => Code::FailedPrecondition,
+            Self::WrongState { .. } | Self::ImageVolume(_) => Code::FailedPrecondition,
             Self::Busy(_) | Self::Gone(_) => Code::Unavailable,
             Self::ExecTimeout { .. } => Code::DeadlineExceeded,
             Self::CannotExecute { .. } | Self::Unkillable { .. } | Self::Step { .. } => Code::Internal,

@@ -262,6 +262,13 @@ impl Images {
         self.0.snapshots.get(id)
     }
 
+    /// Ids of the snapshots that begin so.
+    pub fn snapshots_named(&self, beginning: &str) -> Vec<String> {
+        let all = self.0.snapshots.all();
+        let ids = all.iter().map(|snapshot| snapshot.id().to_owned());
+        ids.filter(|id| id.starts_with(beginning)).collect()
+    }
+
     /// Removes a container's own layer. Nothing may use a mount of it any more. Absent is fine.
     ///
     /// # Errors

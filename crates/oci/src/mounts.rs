@@ -101,8 +101,8 @@ fn pod_files(input: &ContainerInput<'_>) -> Vec<Mount> {
 fn requested_mount(field: &str, mount: &CriMount) -> Result<(Mount, Option<&'static str>), SpecError> {
     let invalid = |name: &str, reason: String| SpecError::invalid(format!("{field}.{name}"), reason);
     let unsupported = |name: &str, reason: &str| SpecError::unsupported(format!("{field}.{name}"), reason);
-    if mount.image.is_some() || !mount.image_sub_path.is_empty() {
-        return Err(unsupported("image", "image volumes are not built yet"));
+    if mount.image.is_some() {
+        return Err(invalid("image", "an image volume has to be mounted before it gets here".to_owned()));
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(unsupported("uidMappings", "id-mapped mounts are not built yet"));

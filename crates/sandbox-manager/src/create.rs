@@ -33,6 +33,7 @@ use crate::{
     host::{Handler, Host},
     propagation,
     sandbox::{absent_is_fine, blocking, remove_cgroup, unmount_all_below},
+    volumes,
 };
 
 /// Largest /etc/passwd and /etc/group of an image that is read.
@@ -63,8 +64,9 @@ impl Creation {
     }
 
     /// Makes the container, and undoes everything when a step fails.
-    pub(crate) async fn run(&self) -> Result<Container, Error> {
+    pub(crate) async fn run(mut self) -> Result<Container, Error> {
         let image = self.image()?;
+        volumes::resolve(&self.host, Arc::make_mut(&mut self.config))?;
         let intent = self.container(&image, None, ContainerState::Creating)?;
         let batch = Batch::new().put(self.id.as_str(), &intent);
         self.host.persist(batch).await.map_err(self.step("write its record"))?;
@@ -200,14 +202,15 @@ impl Creation {
         let dir = host.pod_dir(&sandbox.id);
         let devices = devices::resolve(&self.config.devices, self.security().privileged)
             .map_err(self.step("find its devices"))?;
-        let mounts = self.config.mounts.clone();
+        let config = volumes::mounted(host, &self.id, &self.config, &dir.volumes(&self.id)).await?;
+        let mounts = config.mounts.clone();
         blocking(move || propagation::check(&mounts)).await.map_err(self.step("check its mounts"))?;
         let profile = self.seccomp_profile().await?;
         let own = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", self.supervisor.pid()));
         let input = ContainerInput {
             sandbox_id: sandbox.id.as_str(),
             sandbox: &sandbox.config,
-            container: &self.config,
+            container: &config,
             image: &ImageDefaults::from(&image.config),
             user,
             host: &host.facts,
@@ -454,7 +457,7 @@ pub(crate) fn seccomp_filter(
 }
 
 /// Gives a detached mount a path.
-fn place(mount: &OwnedFd, at: &Path) -> std::io::Result<()> {
+pub(crate) fn place(mount: &OwnedFd, at: &Path) -> std::io::Result<()> {
     fs::create_dir_all(at)?;
     move_mount(mount.as_fd(), "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
@@ -509,6 +512,7 @@ pub(crate) async fn discard(
     .await
     .map_err(Error::step(&label, "remove its folder"))?;
     host.images.remove_snapshot(id.as_str()).await.map_err(Error::step(&label, "remove its snapshot"))?;
+    volumes::discard(host, sandbox, id).await?;
     host.persist(Batch::new().delete::<Container>(id.as_str()))
         .await
         .map_err(Error::step(&label, "delete its record"))

@@ -61,6 +61,9 @@ pub enum Error {
     /// The image must be pulled first.
     #[error("image {0} is not present; pull it first")]
     ImageNotPresent(String),
+    /// An image volume cannot be had. kubelet looks for the word at the beginning (cri-api, `pkg/errors`).
+    #[error("ImageVolumeMountFailed: {0}")]
+    ImageVolume(String),
     /// The pod's mailbox is full: it is stuck, or somebody floods it.
     #[error("pod sandbox {0} has too many requests waiting")]
     Busy(SandboxId),

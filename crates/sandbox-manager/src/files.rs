@@ -55,6 +55,11 @@ impl PodDir {
         self.container(id).join("rootfs")
     }
 
+    /// Mount points of a container's image volumes.
+    pub(crate) fn volumes(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).join("volumes")
+    }
+
     /// Where an external OCI runtime keeps its own state.
     pub(crate) fn runtime_root(&self) -> PathBuf {
         self.0.join("oci")

@@ -35,6 +35,7 @@ mod stream;
 mod timeline;
 mod update;
 mod view;
+mod volumes;
 
 pub use container::{Container, ContainerState, Exit, ImageIdentity};
 pub use error::Error;

@@ -19,6 +19,7 @@ use crate::{
     manager::Directory,
     pod::Pod,
     sandbox::{remove_cgroup, tear_down},
+    volumes,
 };
 
 const REBOOTED: &str = "the machine was restarted while it ran";
@@ -229,8 +230,15 @@ async fn sweep(host: &Host, known: &HashSet<SandboxId>, strays: Vec<Container>) 
         tracing::warn!(container = %container.id.short(), "sweeping a container without a sandbox");
         save(host, Batch::new().delete::<Container>(container.id.as_str())).await;
     }
-    let containers: HashSet<String> =
-        host.store().load::<Container>()?.into_iter().map(|(id, _)| id).collect();
+    let containers: HashSet<String> = host
+        .store()
+        .load::<Container>()?
+        .into_iter()
+        .flat_map(|(id, container)| {
+            let volumes = volumes::snapshot_ids(&container.id, &container.config);
+            volumes.into_iter().chain([id])
+        })
+        .collect();
     // What cannot be swept costs space; a daemon that does not start costs the node.
     if let Err(err) = host.images.sweep_snapshots(&containers).await {
         tracing::error!(error = cause(&err), "cannot sweep snapshots of an earlier run");
