@@ -37,7 +37,7 @@ echo "== links"; for link in fd stdin stdout stderr ptmx core; do echo $link $(r
 echo "== root"; ls -1a /
 echo "== cwd"; pwd; readlink /proc/self/cwd
 echo "== environment"; tr '\0' '\n' < /proc/$$/environ
-echo "== session"; cut -d' ' -f 1-8 /proc/$$/stat
+echo "== session"; cut -d' ' -f 1,2,4-8 /proc/$$/stat
 echo "== attributes"; cat /proc/self/attr/current
 echo "== masks"; for path in /proc/kcore /proc/keys /proc/timer_list /proc/acpi /sys/firmware; do stat -c '%n %F %t:%T' $path; ls $path | wc -l; done
 echo "== writable"; for path in / /tmp /dev /dev/shm /proc/sys/vm /sys /sys/fs/cgroup /data /data/below; do touch $path/probe 2>/dev/null && echo $path; done
