@@ -24,5 +24,6 @@ pub mod services;
 pub mod signal;
 pub mod socket;
 mod streams;
+pub mod sys;
 pub mod telemetry;
 mod usage;

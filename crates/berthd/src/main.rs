@@ -9,7 +9,7 @@ use berthd::args::{Args, Command};
 use berthd::config::Config;
 use berthd::error::Chain;
 use berthd::notify::Notifier;
-use berthd::{app, signal, telemetry};
+use berthd::{app, signal, sys, telemetry};
 use clap::Parser;
 use nix::sys::stat::{Mode, umask};
 
@@ -22,6 +22,7 @@ const EX_CONFIG: u8 = 78;
 const LAST_WAIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    sys::return_memory();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

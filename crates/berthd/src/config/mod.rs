@@ -129,7 +129,7 @@ pub struct StreamingTls {
 /// `[images]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
-    /// `max_parallel_downloads`: blobs fetched at the same time, over all pulls. Default 6.
+    /// `max_parallel_downloads`: layers of one pull that are fetched and unpacked at the same time. Default 6.
     pub max_parallel_downloads: NonZeroUsize,
     /// `progress_timeout`: a pull that receives nothing for so long fails. Default `5m`.
     pub progress_timeout: Duration,

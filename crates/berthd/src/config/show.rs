@@ -136,7 +136,7 @@ impl Images {
     fn write(&self, page: &mut Page) {
         page.section("images");
         page.key(
-            "Blobs fetched at the same time, over all pulls.",
+            "Layers of one pull that are fetched and unpacked at the same time.",
             "max_parallel_downloads",
             number(self.max_parallel_downloads.get()),
         );
