@@ -12,7 +12,7 @@ use tower::ServiceBuilder;
 use crate::config::Limits;
 pub use crate::config::MESSAGE_BYTES;
 use crate::image_service::ImageHandlers;
-use crate::rpc::{AdmissionLayer, DeadlineLayer, TraceLayer};
+use crate::rpc::{Admission, AroundLayer, Deadline, Trace};
 use crate::runtime_service::RuntimeHandlers;
 
 /// Calls in flight on one connection. kubelet uses two connections for everything, so this is not the limit that
@@ -41,9 +41,9 @@ pub(crate) async fn serve(
     let runtime = RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_BYTES);
     let images = ImageServiceServer::new(images).max_decoding_message_size(MESSAGE_BYTES);
     let layers = ServiceBuilder::new() // the top line sees the call first
-        .layer(TraceLayer)
-        .layer(DeadlineLayer) // inside the log, which is to tell an expired deadline from a caller that went away
-        .layer(AdmissionLayer::new(limits.max_rpcs));
+        .layer(AroundLayer(Trace))
+        .layer(AroundLayer(Deadline)) // inside the log, which is to tell an expired deadline from a caller that went away
+        .layer(AroundLayer(Admission::new(limits.max_rpcs)));
     Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_max_header_list_size(HEADER_BYTES)

@@ -6,67 +6,43 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures::future::BoxFuture;
 use http::{Request, Response};
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
+use tower::Service;
 
 use super::Method;
+use super::around::{Answer, Around};
 
-/// Makes [`Admission`] services that share one limit.
+/// Refuses calls over the limit, except those that are vital. Clones share the limit.
 #[derive(Clone, Debug)]
-pub struct AdmissionLayer {
+pub struct Admission {
     most: NonZeroUsize,
     places: Arc<Semaphore>,
 }
 
-impl AdmissionLayer {
+impl Admission {
     /// For at most `most` calls over all connections.
     pub fn new(most: NonZeroUsize) -> Self {
         Self { most, places: Arc::new(Semaphore::new(most.get())) }
     }
 }
 
-impl<S> Layer<S> for AdmissionLayer {
-    type Service = Admission<S>;
-
-    fn layer(&self, inner: S) -> Admission<S> {
-        Admission { inner, limit: self.clone() }
-    }
-}
-
-/// Refuses calls over the limit, except those that are vital.
-#[derive(Clone, Debug)]
-pub struct Admission<S> {
-    inner: S,
-    limit: AdmissionLayer,
-}
-
-impl<S> Service<Request<Body>> for Admission<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Admission {
+    fn around<S>(&self, request: Request<Body>, next: &mut S) -> Answer<S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+    {
         if Method::of(request.uri().path()).is_vital() {
-            return Box::pin(self.inner.call(request));
+            return Box::pin(next.call(request));
         }
-        match self.limit.places.clone().try_acquire_owned() {
+        match self.places.clone().try_acquire_owned() {
             Ok(place) => {
-                let answer = self.inner.call(request);
+                let answer = next.call(request);
                 Box::pin(async move {
                     let answer = answer.await;
                     drop(place);
@@ -74,7 +50,7 @@ where
                 })
             }
             Err(_) => {
-                let most = self.limit.most;
+                let most = self.most;
                 let refused = Status::resource_exhausted(format!(
                     "{most} calls are being worked on, which is the limit (limits.max_rpcs); repeat it later"
                 ));
@@ -89,9 +65,10 @@ mod tests {
     use std::convert::Infallible;
 
     use tonic::Code;
-    use tower::{ServiceExt, service_fn};
+    use tower::{Layer, ServiceExt, service_fn};
 
     use super::*;
+    use crate::rpc::AroundLayer;
 
     fn call(method: &str) -> Request<Body> {
         Request::builder().uri(format!("/runtime.v1.RuntimeService/{method}")).body(Body::default()).unwrap()
@@ -103,7 +80,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_over_the_limit_is_refused_while_version_and_status_pass() {
-        let layer = AdmissionLayer::new(NonZeroUsize::MIN);
+        let layer = AroundLayer(Admission::new(NonZeroUsize::MIN));
         let slow = layer.layer(service_fn(|_| std::future::pending::<Result<Response<Body>, Infallible>>()));
         let quick =
             layer.layer(service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) }));

@@ -3,54 +3,32 @@
 //! tonic watches `grpc-timeout` as well, outside of our layers, but answers CANCELLED, and kubelet and critest look
 //! for DEADLINE_EXCEEDED. Here the same clock starts a moment earlier, and tonic asks us before it looks at its own.
 
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
+use tower::Service;
 
-/// Makes [`Deadline`] services.
-#[derive(Clone, Copy, Debug)]
-pub struct DeadlineLayer;
-
-impl<S> Layer<S> for DeadlineLayer {
-    type Service = Deadline<S>;
-
-    fn layer(&self, inner: S) -> Deadline<S> {
-        Deadline { inner }
-    }
-}
+use super::around::{Answer, Around};
 
 /// Gives up a handler whose caller has given up. A handler's work that must not be given up runs on a task of its own.
-#[derive(Clone, Debug)]
-pub struct Deadline<S> {
-    inner: S,
-}
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline;
 
-impl<S> Service<Request<Body>> for Deadline<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Deadline {
+    fn around<S>(&self, request: Request<Body>, next: &mut S) -> Answer<S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+    {
         let Some(patience) = patience(request.headers()) else {
-            return Box::pin(self.inner.call(request));
+            return Box::pin(next.call(request));
         };
         // Before the handler: the clock must not start after tonic's.
-        let answer = timeout(patience, self.inner.call(request));
+        let answer = timeout(patience, next.call(request));
         Box::pin(async move {
             answer.await.unwrap_or_else(|_| {
                 Ok(Status::deadline_exceeded(format!("not done within the caller's {patience:?}"))
@@ -84,9 +62,10 @@ mod tests {
     use std::convert::Infallible;
 
     use tonic::Code;
-    use tower::{ServiceExt, service_fn};
+    use tower::{Layer, ServiceExt, service_fn};
 
     use super::*;
+    use crate::rpc::AroundLayer;
 
     fn parsed(text: &str) -> Option<Duration> {
         patience(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]))
@@ -106,7 +85,7 @@ mod tests {
     async fn an_expired_deadline_is_deadline_exceeded() {
         let never = service_fn(|_| std::future::pending::<Result<Response<Body>, Infallible>>());
         let request = Request::builder().header("grpc-timeout", "1m").body(Body::default()).unwrap();
-        let answer = DeadlineLayer.layer(never).oneshot(request).await.unwrap();
+        let answer = AroundLayer(Deadline).layer(never).oneshot(request).await.unwrap();
         let status = Status::from_header_map(answer.headers()).unwrap();
         assert_eq!(status.code(), Code::DeadlineExceeded);
     }

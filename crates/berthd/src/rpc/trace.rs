@@ -3,58 +3,35 @@
 //! An error is logged here and nowhere else: its status carries the whole chain of causes, and this is where the daemon
 //! stops passing it on.
 
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
 use tonic::body::Body;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Status};
-use tower::{Layer, Service};
+use tower::Service;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, error, error_span, info, warn};
 
 use super::Method;
-
-/// Makes [`Trace`] services.
-#[derive(Clone, Copy, Debug)]
-pub struct TraceLayer;
-
-impl<S> Layer<S> for TraceLayer {
-    type Service = Trace<S>;
-
-    fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner }
-    }
-}
+use super::around::{Answer, Around};
 
 /// Logs calls.
-#[derive(Clone, Debug)]
-pub struct Trace<S> {
-    inner: S,
-}
+#[derive(Clone, Copy, Debug)]
+pub struct Trace;
 
-impl<S> Service<Request<Body>> for Trace<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Trace {
+    fn around<S>(&self, request: Request<Body>, next: &mut S) -> Answer<S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+    {
         let method = Method::of(request.uri().path());
         let span = rpc_span(method, &request);
         let mut outcome = Outcome::new(method, span.clone());
-        let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
+        let answer = span.in_scope(|| next.call(request)).instrument(span);
         Box::pin(async move {
             let response = answer.await?;
             // An error without a message ends in the head; everything else in the trailers, after the last message.
