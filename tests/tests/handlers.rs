@@ -213,7 +213,6 @@ fn expect_the_same(views: &BTreeMap<String, BTreeMap<String, Vec<String>>>) -> R
         for (section, theirs) in view {
             let ours = &native[section];
             let only = |lines: &[String], others: &[String]| -> Vec<String> {
-                let others: Vec<_> = others.to_vec();
                 let missing = lines.iter().filter(|line| !others.contains(line));
                 missing.filter(|line| !is_explained(who, section, line)).cloned().collect()
             };

@@ -5,9 +5,22 @@ use berth_tests::{
     cri::{resources, script, sleeper},
     host, on_node,
 };
-use k8s_cri::v1::{ContainerState, HugepageLimit, LinuxContainerResources, UpdateContainerResourcesRequest};
+use k8s_cri::v1::{
+    ContainerConfig, ContainerState, HugepageLimit, LinuxContainerResources, UpdateContainerResourcesRequest,
+};
 
 const MIB: i64 = 1 << 20;
+
+fn half_a_cpu_and_64_mib() -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 * MIB,
+        memory_swap_limit_in_bytes: 64 * MIB,
+        ..LinuxContainerResources::default()
+    }
+}
 
 #[test]
 fn cpu_memory_pids_and_cpuset_reach_the_kernel_and_the_status() {
@@ -15,15 +28,10 @@ fn cpu_memory_pids_and_cpuset_reach_the_kernel_and_the_status() {
         let pod = node.run_pod(node.pod("web")).await?;
         let mut config = sleeper("main");
         *resources(&mut config) = LinuxContainerResources {
-            cpu_period: 100_000,
-            cpu_quota: 50_000,
-            cpu_shares: 512,
-            memory_limit_in_bytes: 64 * MIB,
-            memory_swap_limit_in_bytes: 64 * MIB,
             oom_score_adj: 900,
             cpuset_cpus: "0".to_owned(),
             cpuset_mems: "0".to_owned(),
-            ..LinuxContainerResources::default()
+            ..half_a_cpu_and_64_mib()
         };
         let asked = resources(&mut config).clone();
         let container = pod.run(config).await?;
@@ -98,8 +106,7 @@ fn the_unified_keys_win_on_version_2() {
     });
 }
 
-fn limited(name: &str, text: &str, memory: i64) -> k8s_cri::v1::ContainerConfig {
-    let mut config = script(name, text);
+fn limited(mut config: ContainerConfig, memory: i64) -> ContainerConfig {
     let limits = resources(&mut config);
     limits.memory_limit_in_bytes = memory;
     limits.memory_swap_limit_in_bytes = memory;
@@ -112,7 +119,7 @@ fn a_container_that_runs_out_of_memory_is_oom_killed() {
         let pod = node.run_pod(node.pod("web")).await?;
         // The one killed is a child; its parent ends with what the child left.
         let hungry = "dd if=/dev/zero of=/dev/null bs=40M count=1 2>/dev/null; exit $?";
-        let status = pod.run(limited("main", hungry, 15 * MIB)).await?.wait_exited().await?;
+        let status = pod.run(limited(script("main", hungry), 15 * MIB)).await?.wait_exited().await?;
         ensure!(status.state() == ContainerState::ContainerExited, "{status:?}");
         ensure!(status.reason == "OOMKilled" && status.exit_code == 137, "{status:?}");
         Ok(())
@@ -123,7 +130,7 @@ fn a_container_that_runs_out_of_memory_is_oom_killed() {
 fn an_exit_without_a_kill_is_not_called_one() {
     on_node(async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
-        let status = pod.run(limited("main", "exit 137", 15 * MIB)).await?.wait_exited().await?;
+        let status = pod.run(limited(script("main", "exit 137"), 15 * MIB)).await?.wait_exited().await?;
         ensure!(status.reason == "Error" && status.exit_code == 137, "{status:?}");
         Ok(())
     });
@@ -133,7 +140,7 @@ fn an_exit_without_a_kill_is_not_called_one() {
 fn a_container_with_four_mebibytes_starts() {
     on_node(async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
-        let status = pod.run(limited("main", "exit 0", 4 * MIB)).await?.wait_exited().await?;
+        let status = pod.run(limited(script("main", "exit 0"), 4 * MIB)).await?.wait_exited().await?;
         ensure!(status.exit_code == 0 && status.reason == "Completed", "{status:?}");
         Ok(())
     });
@@ -143,10 +150,7 @@ fn a_container_with_four_mebibytes_starts() {
 fn exec_counts_against_the_containers_limits() {
     on_node(async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
-        let mut config = sleeper("main");
-        resources(&mut config).memory_limit_in_bytes = 15 * MIB;
-        resources(&mut config).memory_swap_limit_in_bytes = 15 * MIB;
-        let container = pod.run(config).await?;
+        let container = pod.run(limited(sleeper("main"), 15 * MIB)).await?;
         let done = container.exec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"]).await?;
         ensure!(done.code == 137, "{done:?}");
         ensure!(container.sh("echo alive").await? == "alive\n");
@@ -159,14 +163,7 @@ fn limits_change_while_the_container_runs_and_zero_leaves_them() {
     on_node(async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
         let mut config = sleeper("main");
-        *resources(&mut config) = LinuxContainerResources {
-            cpu_period: 100_000,
-            cpu_quota: 50_000,
-            cpu_shares: 512,
-            memory_limit_in_bytes: 64 * MIB,
-            memory_swap_limit_in_bytes: 64 * MIB,
-            ..LinuxContainerResources::default()
-        };
+        *resources(&mut config) = half_a_cpu_and_64_mib();
         let container = pod.run(config).await?;
         let pid = container.pid()?;
         let update = async |limits: LinuxContainerResources| {

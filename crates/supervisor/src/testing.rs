@@ -1,4 +1,4 @@
-//! What the unit tests share.
+//! What the unit tests and those in tests/ share.
 
 use std::path::{Path, PathBuf};
 

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
+#[path = "../src/testing.rs"]
+mod testing;
 
 use common::*;
+use testing::TinyDisk;
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -263,9 +266,7 @@ async fn logs_are_rotated_without_losing_or_mixing() {
 #[tokio::test]
 async fn a_full_log_disk_stops_no_container() {
     let mut pod = TestPod::new().await;
-    let disk = pod.home.path().join("logs");
-    nix::mount::mount(Some("tiny"), &disk, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=256k"))
-        .unwrap();
+    let disk = TinyDisk::mount(&pod.home.path().join("logs"), 256 * 1024);
     pod.run("c1", &["sh", "-c", "yes 0123456789 | head -c 4194304; cat /dev/fd/0; sleep 1000"]).await;
     let log = pod.log("c1");
     until("the disk is full", || fs::metadata(&log).unwrap().len() > 240 * 1024).await;
@@ -277,7 +278,7 @@ async fn a_full_log_disk_stops_no_container() {
     pod.supervisor.reopen_log("c1").await.unwrap();
     let (_, note) = pod.output("c1");
     assert!(note.starts_with("berth: ") && note.contains("were lost: No space left"), "{note}");
-    nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    drop(disk);
     pod.finish().await;
 }
 

@@ -1,4 +1,5 @@
-//! A host of one's own: each test runs in a network namespace that stands for the host, on a thread that ends with it.
+//! A host of one's own: each test runs in a network and a mount namespace that stand for the host, on a thread that ends
+//! with them.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::{
@@ -16,15 +17,21 @@ use std::{
 
 use berth_network::{AttachRequest, Network, NetworkConfig, PodIdentity, PortMapping, Protocol};
 use berth_store::{Durability, Store};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs a test as if on a host without any interface but its loopback. Everything spawned from it inherits that host.
+/// What a test that fails has pinned or made goes with the namespaces.
 pub(crate) fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     thread::scope(|scope| {
         let run = || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root");
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            let (temporary, flags) = (std::env::temp_dir(), MsFlags::empty());
+            mount(Some("host"), &temporary, Some("tmpfs"), flags, None::<&str>).unwrap();
             sh("ip link set lo up");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(test());

@@ -57,8 +57,10 @@ impl TestPod {
             std::env::var_os("BERTH_POD").map_or(env!("CARGO_BIN_EXE_berth-pod").into(), PathBuf::from);
         let binary = SupervisorBinary::install(&program, &home.path().join("bin")).unwrap();
         let (supervisor, events) = Supervisor::spawn(&binary, &pod_dir, &name).await.unwrap();
-        supervisor.setup(setup, None).await.unwrap();
-        Self { supervisor, events, home, name, cgroups: Vec::new(), exits: Vec::new() }
+        // First of all somebody who ends it if that fails.
+        let pod = Self { supervisor, events, home, name, cgroups: Vec::new(), exits: Vec::new() };
+        pod.supervisor.setup(setup, None).await.unwrap();
+        pod
     }
 
     pub fn dir(&self) -> PathBuf {
@@ -233,11 +235,16 @@ impl Drop for TestPod {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
+        let mut left = Vec::new();
         for cgroup in &self.cgroups {
             let _ = cgroup.kill_all();
-            cgroup.remove().unwrap();
+            left.extend(cgroup.remove().err());
         }
-        Cgroups::detect().unwrap().remove_path(&format!("/{}", self.name)).unwrap();
+        left.extend(
+            Cgroups::detect().and_then(|cgroups| cgroups.remove_path(&format!("/{}", self.name))).err(),
+        );
+        // A second panic would end the tests beside this one before they can clean up.
+        assert!(left.is_empty() || std::thread::panicking(), "{left:?}");
     }
 }
 
