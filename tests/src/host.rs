@@ -132,11 +132,17 @@ pub fn has_controller(name: &str) -> Result<bool> {
 pub fn cgroup_value(pid: i32, controller: &str, v1: &str, v2: &str) -> Result<String> {
     let version = cgroup_version();
     let (name, file) = if version == 1 { (controller, v1) } else { ("", v2) };
-    let hierarchy = cgroup_hierarchies()?;
-    let mounted = hierarchy.get(name).with_context(|| format!("controller {controller} is not mounted"))?;
-    let path = mounted.join(cgroup_path(pid, name)?.trim_start_matches('/')).join(file);
+    let path = cgroup_folder(pid, name)?.join(file);
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(text.trim().to_owned())
+}
+
+/// The folder of a process's cgroup in one hierarchy; `""` is version 2's.
+pub fn cgroup_folder(pid: i32, controller: &str) -> Result<PathBuf> {
+    let hierarchy = cgroup_hierarchies()?;
+    let mounted =
+        hierarchy.get(controller).with_context(|| format!("controller {controller:?} is not mounted"))?;
+    Ok(mounted.join(cgroup_path(pid, controller)?.trim_start_matches('/')))
 }
 
 /// The cgroup of a process in one hierarchy, from that hierarchy's root.

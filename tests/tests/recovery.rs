@@ -249,6 +249,32 @@ fn a_killed_supervisor_is_an_honest_loss() {
 }
 
 #[test]
+fn a_supervisor_killed_in_the_middle_of_a_stop_keeps_nobody_from_stopping() {
+    on_node(async |node: &Node| {
+        if host::cgroup_version() == 2 {
+            // There SIGKILL ends what is frozen, and a stop cannot be held in its middle.
+            return Ok(());
+        }
+        let pod = node.run_pod(node.pod("web")).await?;
+        let container = pod.run(sleeper("main")).await?;
+        let freezer = host::cgroup_folder(container.pid()?, "freezer")?.join("freezer.state");
+        std::fs::write(&freezer, "FROZEN")?;
+        let supervisor = supervisor(&pod)?;
+        let kill = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            kill9(supervisor)
+        };
+        let (stopped, killed) = tokio::join!(pod.stop(), kill);
+        killed?;
+        ensure!(stopped.is_err(), "a frozen container ended");
+        std::fs::write(&freezer, "THAWED")?;
+        expect_lost(&pod, &container).await?;
+        pod.stop().await?;
+        pod.remove().await
+    });
+}
+
+#[test]
 fn a_supervisor_killed_while_the_daemon_was_away_is_found_out() {
     on_node(async |node: &Node| {
         let pod = node.run_pod(node.pod("web")).await?;

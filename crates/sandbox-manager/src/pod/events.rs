@@ -19,8 +19,7 @@ impl Pod {
             Event::Exited(exited) => self.on_exit(&exited).await,
             Event::Disconnected => {
                 self.events = None;
-                let (host, sandbox) = (Arc::clone(&self.host), Arc::clone(&self.sandbox));
-                self.spawn(async move { Done::Reconnected(recovery::connect(&host, &sandbox).await) });
+                self.reconnect();
             }
             Event::Gone => {
                 self.events = None;
@@ -29,8 +28,13 @@ impl Pod {
         }
     }
 
+    pub(super) fn reconnect(&mut self) {
+        let (host, sandbox) = (Arc::clone(&self.host), Arc::clone(&self.sandbox));
+        self.spawn(async move { Done::Reconnected(recovery::connect(&host, &sandbox).await) });
+    }
+
     pub(super) fn on_gone(&mut self) {
-        // In a stop that is how it should end.
+        // In a stop that is how it should end; a stop that fails asks again.
         if !matches!(self.phase, Phase::Ready) {
             return;
         }

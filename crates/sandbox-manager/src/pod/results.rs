@@ -169,6 +169,10 @@ impl Pod {
         if alive && self.supervisor.is_some() {
             // Something outlived SIGKILL: the pod is not stopped, and the caller is told why.
             self.phase = Phase::Ready;
+            if self.events.is_none() {
+                // Its supervisor was lost meanwhile, which nobody cared for in a stop.
+                self.reconnect();
+            }
         } else {
             self.supervisor = None;
             self.events = None;
