@@ -25,14 +25,13 @@ use berth_oci::{
 use berth_store::Batch;
 use berth_supervisor::client::{CallError, NativeFds, Supervisor};
 use oci_spec::runtime::Spec;
-use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::{
     Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, devices,
     error::cause,
     host::{Handler, Host},
     propagation,
-    sandbox::{absent_is_fine, blocking, remove_cgroup, unmount_all_below},
+    sandbox::{blocking, place, remove_cgroup, remove_folder},
     volumes,
 };
 
@@ -395,13 +394,9 @@ impl Creation {
                 None
             }
         };
-        self.supervisor.create(request, fds).await.map_err(|err| match err {
-            // External runtimes look for the program before the gate; the native launcher at it.
-            CallError::Failed(ref failure) if failure.kind() == Kind::Exec => {
-                Error::CannotExecute { id: self.id.clone(), message: err.to_string() }
-            }
-            err => self.step("set its process up")(err),
-        })
+        // External runtimes look for the program before the gate; the native launcher at it.
+        let created = self.supervisor.create(request, fds).await;
+        created.map_err(Error::refused(&self.id, self.label(), "set its process up"))
     }
 
     /// What this host cannot give is left out, and said.
@@ -456,13 +451,6 @@ pub(crate) fn seccomp_filter(
     profile.map(|profile| host.filters.get_or_compile(profile)).transpose()
 }
 
-/// Gives a detached mount a path.
-pub(crate) fn place(mount: &OwnedFd, at: &Path) -> std::io::Result<()> {
-    fs::create_dir_all(at)?;
-    move_mount(mount.as_fd(), "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    Ok(())
-}
-
 fn log_path(directory: &str, file: &str) -> Result<String, Error> {
     match (directory, file) {
         (_, "") | ("", _) => Ok(String::new()),
@@ -481,7 +469,7 @@ pub(crate) async fn end_processes(
     id: &ContainerId,
     supervisor: Option<&Supervisor>,
 ) -> Result<(), Error> {
-    let label = format!("container {}", id.short());
+    let label = id.label();
     if let Some(supervisor) = supervisor {
         match supervisor.delete(id.as_str()).await {
             Ok(()) | Err(CallError::Gone) => {}
@@ -502,15 +490,10 @@ pub(crate) async fn discard(
     id: &ContainerId,
     supervisor: Option<&Supervisor>,
 ) -> Result<(), Error> {
-    let label = format!("container {}", id.short());
+    let label = id.label();
     end_processes(host, sandbox, id, supervisor).await?;
     let dir = host.pod_dir(&sandbox.id).container(id);
-    blocking(move || {
-        unmount_all_below(&dir)?;
-        absent_is_fine(fs::remove_dir_all(&dir))
-    })
-    .await
-    .map_err(Error::step(&label, "remove its folder"))?;
+    blocking(move || remove_folder(&dir)).await.map_err(Error::step(&label, "remove its folder"))?;
     host.images.remove_snapshot(id.as_str()).await.map_err(Error::step(&label, "remove its snapshot"))?;
     volumes::discard(host, sandbox, id).await?;
     host.persist(Batch::new().delete::<Container>(id.as_str()))

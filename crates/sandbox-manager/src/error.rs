@@ -2,6 +2,9 @@
 
 use std::{error, sync::Arc, time::Duration};
 
+use berth_cri::berth::v1::failure::Kind;
+use berth_supervisor::client::CallError;
+
 use crate::{ContainerId, SandboxId};
 
 /// A failed request. Cheap to clone: several callers may wait for one piece of work.
@@ -113,6 +116,21 @@ pub(crate) fn cause<E: error::Error + 'static>(err: &E) -> &(dyn error::Error + 
 }
 
 impl Error {
+    /// A supervisor's answer: that the program cannot be executed, or another failure of the step.
+    pub(crate) fn refused(
+        id: &ContainerId,
+        object: impl ToString,
+        step: &'static str,
+    ) -> impl FnOnce(CallError) -> Self {
+        let id = id.clone();
+        move |err| match err {
+            CallError::Failed(ref failure) if failure.kind() == Kind::Exec => {
+                Self::CannotExecute { id, message: err.to_string() }
+            }
+            err => Self::step(object, step)(err),
+        }
+    }
+
     pub(crate) fn step<E>(object: impl ToString, step: &'static str) -> impl FnOnce(E) -> Self
     where
         E: error::Error + Send + Sync + 'static,

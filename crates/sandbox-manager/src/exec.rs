@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use berth_cri::berth::v1::{ExecExited, ExecProcess, failure::Kind};
+use berth_cri::berth::v1::{ExecExited, ExecProcess};
 use berth_launcher::compile;
 use berth_supervisor::client::{CallError, Exec, Supervisor};
 use oci_spec::runtime::Spec;
@@ -53,7 +53,7 @@ pub(crate) async fn exec_sync(
     command: &[String],
     limit: Option<Duration>,
 ) -> Result<ExecOutput, Error> {
-    let label = format!("container {}", container.id.short());
+    let label = container.id.label();
     let most = host.config.exec_output_limit;
     let pipes = || -> io::Result<_> {
         Ok((Output::new(most)?, Output::new(most)?, OwnedFd::from(File::open("/dev/null")?)))
@@ -71,7 +71,7 @@ pub(crate) async fn exec_sync(
     let mut exec = supervisor
         .exec(request, plan, [null, their_stdout, their_stderr])
         .await
-        .map_err(|err| refused(container, err))?;
+        .map_err(refused(container))?;
 
     let run = run(&mut exec, &mut stdout, &mut stderr);
     let ended = match limit {
@@ -79,7 +79,7 @@ pub(crate) async fn exec_sync(
         Some(limit) => match timeout(limit, run).await {
             Ok(ended) => ended,
             Err(_) => {
-                supervisor.kill_exec(&exec_id).await.map_err(|err| refused(container, err))?;
+                supervisor.kill_exec(&exec_id).await.map_err(refused(container))?;
                 // Once the exit is seen, nothing of the command is left.
                 drop(timeout(AFTER_KILL, &mut exec.exit).await);
                 return Err(Error::ExecTimeout { id: container.id.clone(), after: limit });
@@ -152,7 +152,7 @@ pub(crate) async fn plan(
     command: &[String],
     tty: bool,
 ) -> Result<Vec<u8>, Error> {
-    let label = format!("container {}", container.id.short());
+    let label = container.id.label();
     let path = host.pod_dir(&sandbox.id).spec(&container.id);
     let json = tokio::fs::read(&path).await.map_err(Error::step(&label, "read its OCI spec"))?;
     let spec: Spec = serde_json::from_slice(&json).map_err(Error::step(&label, "read its OCI spec"))?;
@@ -178,13 +178,9 @@ pub(crate) async fn plan(
     }
 }
 
-pub(crate) fn refused(container: &Container, err: CallError) -> Error {
-    match err {
-        CallError::Failed(ref failure) if failure.kind() == Kind::Exec => {
-            Error::CannotExecute { id: container.id.clone(), message: err.to_string() }
-        }
-        err => Error::step(format!("container {}", container.id.short()), "run a command in it")(err),
-    }
+/// The supervisor's answer to a command, as an error.
+pub(crate) fn refused(container: &Container) -> impl FnOnce(CallError) -> Error {
+    Error::refused(&container.id, container.id.label(), "run a command in it")
 }
 
 #[cfg(test)]

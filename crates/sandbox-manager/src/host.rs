@@ -21,7 +21,7 @@ use berth_supervisor::client::SupervisorBinary;
 use oci_spec::runtime::LinuxSeccomp;
 use sha2::{Digest as _, Sha256};
 
-use crate::{SandboxId, events::Bus, files::PodDir};
+use crate::{SandboxId, events::Bus, files::PodDir, sandbox::blocking};
 
 /// How containers of a handler are launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,10 +158,7 @@ impl Host {
     /// Writes records; they survive the daemon's death when this returns.
     pub(crate) async fn persist(&self, batch: Batch) -> Result<(), StoreError> {
         let store = self.store.clone();
-        match tokio::task::spawn_blocking(move || store.write(batch)).await {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        blocking(move || store.write(batch)).await
     }
 
     /// A creation time later than all before: kubelet sorts attempts by it.

@@ -1,6 +1,6 @@
 //! Ids of sandboxes and containers: 64 hex digits, as every runtime of the field gives them.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -34,6 +34,13 @@ macro_rules! id {
             }
         }
 
+        // Ids compare as their digits do.
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -50,6 +57,13 @@ macro_rules! id {
 
 id!(SandboxId, "Id of a pod sandbox.");
 id!(ContainerId, "Id of a container.");
+
+impl ContainerId {
+    /// What an error is about.
+    pub(crate) fn label(&self) -> String {
+        format!("container {}", self.short())
+    }
+}
 
 fn random_hex() -> String {
     let mut bytes = [0_u8; 32];

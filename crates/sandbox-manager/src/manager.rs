@@ -1,6 +1,7 @@
 //! The directory of pods, and the door through which requests come in.
 
 use std::{
+    borrow::Borrow,
     collections::BTreeMap,
     ops::Bound,
     path::PathBuf,
@@ -13,7 +14,6 @@ use berth_image::Images;
 use berth_network::Network;
 use berth_store::Store;
 use berth_supervisor::client::Supervisor;
-use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info_span};
 
 use crate::{
@@ -37,12 +37,11 @@ pub struct SandboxManager {
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     pods: RwLock<BTreeMap<SandboxId, PodHandle>>,
-    tasks: TaskTracker,
 }
 
 impl Directory {
     pub(crate) fn forget(&self, id: &SandboxId) {
-        self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.write().remove(id);
     }
 
     /// Registers a pod and runs its task.
@@ -53,7 +52,7 @@ impl Directory {
             info_span!(parent: None, "pod", id = %handle.id.short(), namespace = meta.namespace, name = meta.name)
         };
         pods.insert(handle.id.clone(), handle);
-        self.tasks.spawn(pod.run().instrument(span));
+        tokio::spawn(pod.run().instrument(span));
     }
 
     pub(crate) fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<SandboxId, PodHandle>> {
@@ -120,7 +119,10 @@ impl SandboxManager {
         check_sysctls(&sandbox.config, sandbox.host_network(), sandbox.host_ipc())?;
         let pod = {
             let mut pods = self.directory.write();
-            let same = pods.values().find(|pod| pod.view.borrow().sandbox.metadata() == metadata).cloned();
+            let same = pods
+                .values()
+                .find(|pod| pod.view.borrow().sandbox.config.metadata.as_ref() == Some(&metadata))
+                .cloned();
             match same {
                 Some(pod) => pod,
                 None => {
@@ -326,7 +328,7 @@ impl SandboxManager {
     /// [`Error::WrongState`] when the container does not run.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
         let (_, container, supervisor) = self.running(id, "reopen the log of")?;
-        let label = format!("container {}", container.id.short());
+        let label = container.id.label();
         supervisor.reopen_log(container.id.as_str()).await.map_err(Error::step(label, "reopen its log"))
     }
 
@@ -352,9 +354,7 @@ impl SandboxManager {
         match tokio::fs::read_to_string(&path).await {
             Ok(text) => Ok(Some(text)),
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(err) => {
-                Err(Error::step(format!("container {}", container.id.short()), "read its OCI spec")(err))
-            }
+            Err(err) => Err(Error::step(container.id.label(), "read its OCI spec")(err)),
         }
     }
 
@@ -378,7 +378,7 @@ impl SandboxManager {
 
     fn pod(&self, id: &str) -> Result<PodHandle, Error> {
         let pods = self.directory.read();
-        let fits = starting_with(&pods, id, SandboxId::from_record);
+        let fits = starting_with(&pods, id);
         let mut fits = fits.filter(|(_, pod)| pod.view.borrow().sandbox.phase != SandboxPhase::Creating);
         let not_found = || Error::SandboxNotFound(id.to_owned());
         let (_, first) = fits.next().filter(|_| !id.is_empty()).ok_or_else(not_found)?;
@@ -397,7 +397,7 @@ impl SandboxManager {
         let mut count = 0;
         for pod in pods.values() {
             let view = pod.view.borrow();
-            for (_, container) in starting_with(&view.containers, id, ContainerId::from_record) {
+            for (_, container) in starting_with(&view.containers, id) {
                 count += 1;
                 found.get_or_insert_with(|| (pod.clone(), Arc::clone(container)));
             }
@@ -421,13 +421,12 @@ impl Host {
 }
 
 /// The entries whose id begins with `prefix`.
-fn starting_with<'a, K: Ord + std::fmt::Display, V>(
+fn starting_with<'a, K: Ord + Borrow<str>, V>(
     map: &'a BTreeMap<K, V>,
     prefix: &'a str,
-    key: impl Fn(&str) -> K,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {
-    map.range((Bound::Included(key(prefix)), Bound::Unbounded))
-        .take_while(move |(id, _)| id.to_string().starts_with(prefix))
+    map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+        .take_while(move |(id, _)| Borrow::<str>::borrow(*id).starts_with(prefix))
 }
 
 fn ambiguous(what: &'static str, prefix: &str, count: usize) -> Error {

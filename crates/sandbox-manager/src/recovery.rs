@@ -1,7 +1,7 @@
 //! What a new daemon finds: pods that went on without one, pods that a reboot ended, halves of pods.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     fs,
     sync::Arc,
 };
@@ -90,12 +90,7 @@ async fn pod(host: &Host, sandbox: Sandbox, containers: Vec<Container>) -> Optio
         undo(host, &sandbox).await;
         return None;
     }
-    let reports: BTreeMap<String, ContainerReport> = connection
-        .as_ref()
-        .map(|(_, _, reports)| {
-            reports.iter().map(|report| (report.container_id.clone(), report.clone())).collect()
-        })
-        .unwrap_or_default();
+    let reports = connection.as_ref().map_or(&[][..], |(_, _, reports)| reports);
     let lost = match (rebooted, &connection) {
         (true, _) => REBOOTED,
         (false, None) => ORPHANED,
@@ -103,11 +98,11 @@ async fn pod(host: &Host, sandbox: Sandbox, containers: Vec<Container>) -> Optio
     };
     let mut known = Vec::new();
     for container in containers {
-        let left = exit_file(host, &container);
-        let state = agree(&container.state, reports.get(container.id.as_str()), left.as_ref(), lost);
-        let container = container.with_state(state);
-        save(host, Batch::new().put(container.id.as_str(), &container)).await;
-        known.push(container);
+        let changed = agreed(host, &container, reports, lost);
+        if let Some(container) = &changed {
+            save(host, Batch::new().put(container.id.as_str(), container)).await;
+        }
+        known.push(changed.unwrap_or(container));
     }
     let ready = sandbox.phase == SandboxPhase::Ready && connection.is_some();
     if sandbox.phase == SandboxPhase::Ready && !ready {
@@ -142,8 +137,22 @@ pub(crate) async fn connect(host: &Host, sandbox: &Sandbox) -> Option<Connection
     }
 }
 
+/// A container with a process as it is now, where its record says otherwise; see [`agree`].
+pub(crate) fn agreed(
+    host: &Host,
+    container: &Container,
+    reports: &[ContainerReport],
+    lost: &str,
+) -> Option<Container> {
+    container.pid()?;
+    let report = reports.iter().find(|report| report.container_id == container.id.as_str());
+    let left = exit_file(host, container);
+    let state = agree(&container.state, report, left.as_ref(), lost);
+    (state != container.state).then(|| container.with_state(state))
+}
+
 /// What a container is now, from its record and from what its supervisor says: live, or in the exit file that it left.
-pub(crate) fn agree(
+fn agree(
     recorded: &ContainerState,
     report: Option<&ContainerReport>,
     left: Option<&ContainerExited>,
@@ -167,7 +176,7 @@ pub(crate) fn agree(
 }
 
 /// The exit that a supervisor wrote down before it died.
-pub(crate) fn exit_file(host: &Host, container: &Container) -> Option<ContainerExited> {
+fn exit_file(host: &Host, container: &Container) -> Option<ContainerExited> {
     let dir = host.pod_dir(&container.sandbox_id);
     berth_supervisor::exit_file::read(dir.path(), container.id.as_str()).unwrap_or_else(|err| {
         tracing::warn!(container = %container.id.short(), error = cause(&err), "cannot read its exit file");

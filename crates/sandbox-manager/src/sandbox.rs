@@ -330,7 +330,6 @@ async fn prepare_dir(dir: &PodDir, sandbox: &Sandbox) -> Result<(), Error> {
 }
 
 fn mount_shm(at: &Path) -> io::Result<()> {
-    fs::create_dir(at)?;
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in [("source", "shm"), ("size", SHM_SIZE), ("mode", "1777")] {
         fsconfig_set_string(context.as_fd(), key, value)?;
@@ -340,8 +339,7 @@ fn mount_shm(at: &Path) -> io::Result<()> {
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
-    move_mount(mount.as_fd(), "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    Ok(())
+    place(&mount, at)
 }
 
 /// Ends whatever there is of a sandbox: processes, network, supervisor, mounts, folder, cgroup. Every step is tried,
@@ -381,7 +379,11 @@ pub(crate) async fn tear_down(
         tracing::warn!(sandbox = %sandbox.id.short(), error = cause(&err), "supervisor does not end by itself; killing it");
         note(supervisor.kill().await.map_err(Error::step(sandbox.label(), "kill its supervisor")));
     }
-    note(blocking(move || remove_dir(&dir)).await.map_err(Error::step(sandbox.label(), "remove its folder")));
+    note(
+        blocking(move || remove_folder(dir.path()))
+            .await
+            .map_err(Error::step(sandbox.label(), "remove its folder")),
+    );
     if sandbox.owns_cgroup() {
         note(remove_cgroup(host, &sandbox.cgroup_parent, sandbox.label()).await);
     }
@@ -394,15 +396,26 @@ pub(crate) async fn remove_cgroup(host: &Host, path: &str, label: String) -> Res
     blocking(move || cgroups.remove_path(&path)).await.map_err(Error::step(label, "remove its cgroup"))
 }
 
-/// Unmounts what lies in a pod's folder and removes it.
-fn remove_dir(dir: &PodDir) -> io::Result<()> {
-    unmount_all_below(dir.path())?;
-    absent_is_fine(fs::remove_dir_all(dir.path()))
+/// Gives a detached mount a path.
+pub(crate) fn place(mount: &OwnedFd, at: &Path) -> io::Result<()> {
+    fs::create_dir_all(at)?;
+    move_mount(mount.as_fd(), "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
+/// Unmounts what lies in a folder of ours and removes it; an absent one is fine.
+pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
+    // Nothing can be mounted below what is not there, and the kernel's list is long where many pods run.
+    if !fs::exists(dir)? {
+        return Ok(());
+    }
+    unmount_all_below(dir)?;
+    absent_is_fine(fs::remove_dir_all(dir))
 }
 
 /// Detaches every mount at or below a folder of ours, the newest first. Mount points come from the kernel's list, so
 /// that also what a crashed daemon left is found.
-pub(crate) fn unmount_all_below(dir: &Path) -> io::Result<()> {
+fn unmount_all_below(dir: &Path) -> io::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(unescape);
     for point in points.filter(|point| Path::new(point).starts_with(dir)) {
@@ -421,7 +434,7 @@ fn unescape(field: &str) -> String {
     ESCAPES.iter().fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
-pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

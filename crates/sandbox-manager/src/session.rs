@@ -72,7 +72,7 @@ pub(crate) async fn command(
     command: &[String],
     wanted: Wanted,
 ) -> Result<Command, Error> {
-    let label = format!("container {}", container.id.short());
+    let label = container.id.label();
     let plan = plan(host, sandbox, container, command, wanted.tty).await?;
     let request = ExecProcess {
         container_id: container.id.to_string(),
@@ -83,13 +83,13 @@ pub(crate) async fn command(
     let gone = Error::Gone(sandbox.id.clone());
     if wanted.tty {
         let started = supervisor.exec_terminal(request, plan).await;
-        let (exec, master) = started.map_err(|err| refused(container, err))?;
+        let (exec, master) = started.map_err(refused(container))?;
         let streams = terminal(master, wanted).map_err(Error::step(label, "take a command's terminal"))?;
         return Ok(Command { streams, exec, gone });
     }
     let pipes = Pipes::new(wanted).map_err(Error::step(label, "make the pipes of a command"))?;
     let started = supervisor.exec(request, plan, pipes.theirs).await;
-    let exec = started.map_err(|err| refused(container, err))?;
+    let exec = started.map_err(refused(container))?;
     Ok(Command { streams: pipes.ours, exec, gone })
 }
 
@@ -165,7 +165,7 @@ impl Attachment {
         if !config.stdin_once || config.tty {
             return Ok(());
         }
-        let label = format!("container {}", self.container.id.short());
+        let label = self.container.id.label();
         let closed = self.supervisor.close_stdin(self.container.id.as_str()).await;
         closed.map_err(Error::step(label, "close its stdin"))
     }
@@ -183,7 +183,7 @@ pub(crate) async fn attach(
     view: watch::Receiver<Arc<PodView>>,
     wanted: Wanted,
 ) -> Result<Attachment, Error> {
-    let label = format!("container {}", container.id.short());
+    let label = container.id.label();
     let tty = container.config.tty;
     let pipes = || -> io::Result<_> {
         let follow = |wanted: bool| match wanted {

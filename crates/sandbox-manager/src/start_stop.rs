@@ -26,12 +26,8 @@ const LISTEN: Duration = Duration::from_millis(20);
 
 /// Opens the exec gate; returns when the program was executed.
 pub(crate) async fn start(supervisor: &Supervisor, container: &Container) -> Result<UnixNanos, Error> {
-    supervisor.start(container.id.as_str()).await.map_err(|err| match err {
-        CallError::Failed(ref failure) if failure.kind() == Kind::Exec => {
-            Error::CannotExecute { id: container.id.clone(), message: err.to_string() }
-        }
-        err => Error::step(format!("container {}", container.id.short()), "start it")(err),
-    })
+    let id = &container.id;
+    supervisor.start(id.as_str()).await.map_err(Error::refused(id, id.label(), "start it"))
 }
 
 /// Ends a container: its stop signal, then SIGKILL to every process of it at the deadline. Returns when the exit is in
@@ -80,7 +76,7 @@ pub(crate) async fn stop(
 
 /// Ends what is left in the cgroup of a container whose first process is gone.
 async fn end_rest(host: &Host, id: &ContainerId, cgroup: &str) -> Result<(), Error> {
-    let label = format!("container {}", id.short());
+    let label = id.label();
     let place = host.cgroups.at(cgroup).map_err(Error::step(&label, "find its cgroup"))?;
     match blocking(move || place.kill_all()).await {
         Err(CgroupError::NotEmpty { .. }) => {
@@ -111,7 +107,7 @@ async fn signal(supervisor: &Supervisor, id: &ContainerId, signal: i32, all: boo
         Err(CallError::Failed(failure)) if matches!(failure.kind(), Kind::NotFound | Kind::WrongState) => {
             Ok(())
         }
-        result => result.map_err(Error::step(format!("container {}", id.short()), "signal it")),
+        result => result.map_err(Error::step(id.label(), "signal it")),
     }
 }
 

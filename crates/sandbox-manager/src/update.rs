@@ -15,7 +15,7 @@ pub(crate) async fn apply(
     cgroup_parent: &str,
     asked: &LinuxContainerResources,
 ) -> Result<(), Error> {
-    let label = format!("container {}", container.id.short());
+    let label = container.id.label();
     let mut warnings = Vec::new();
     let limits = berth_oci::limits(asked, &host.facts, &mut warnings)
         .map_err(|err| Error::Invalid { field: "linux", why: err.to_string() })?;

@@ -15,8 +15,6 @@ pub struct PodView {
     pub containers: BTreeMap<ContainerId, Arc<Container>>,
     /// What its start-up waited for; empty for a pod that an earlier daemon made.
     pub timeline: Timeline,
-    /// Grows with each change.
-    pub generation: u64,
     /// Reaches its processes; `None` once they are gone.
     pub(crate) supervisor: Option<Supervisor>,
 }

@@ -13,7 +13,11 @@ use berth_cri::runtime::v1::{ContainerConfig, Mount, MountPropagation};
 use berth_image::MountOptions;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use crate::{ContainerId, Error, Sandbox, create::place, host::Host, sandbox::blocking};
+use crate::{
+    ContainerId, Error, Sandbox,
+    host::Host,
+    sandbox::{blocking, place},
+};
 
 /// The snapshot of a container's image volume; `number` is its place among the mounts.
 fn snapshot_id(container: &ContainerId, number: usize) -> String {

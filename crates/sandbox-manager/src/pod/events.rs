@@ -56,11 +56,8 @@ impl Pod {
         self.supervisor = Some(supervisor);
         self.events = Some(events);
         for container in self.in_stop_order() {
-            let report = reports.iter().find(|report| report.container_id == container.id.as_str());
-            let left = recovery::exit_file(&self.host, &container);
-            let state = recovery::agree(&container.state, report, left.as_ref(), LOST);
-            if state != container.state {
-                self.change_or_log(container.with_state(state)).await;
+            if let Some(container) = recovery::agreed(&self.host, &container, &reports, LOST) {
+                self.change_or_log(container).await;
             }
         }
         self.publish();

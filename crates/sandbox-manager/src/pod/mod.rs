@@ -239,7 +239,6 @@ impl Pod {
             sandbox: Arc::clone(&sandbox),
             containers: BTreeMap::new(),
             timeline: timeline.clone(),
-            generation: 0,
             supervisor: None,
         }));
         let handle = PodHandle { id: sandbox.id.clone(), mailbox: tx, view: seen };
@@ -317,7 +316,7 @@ impl Pod {
         let kept = self.host.persist(batch).await;
         // Shown even when it could not be written: it is what is true now, and a restart learns it again.
         self.publish();
-        kept.map_err(Error::step(format!("container {}", id.short()), "write its record"))
+        kept.map_err(Error::step(id.label(), "write its record"))
     }
 
     async fn change_or_log(&mut self, container: Container) {
@@ -354,7 +353,6 @@ impl Pod {
             sandbox: Arc::clone(&self.sandbox),
             containers: containers.collect(),
             timeline: self.timeline.clone(),
-            generation: self.view.borrow().generation + 1,
             supervisor: self.supervisor.clone(),
         };
         self.view.send_replace(Arc::new(next));

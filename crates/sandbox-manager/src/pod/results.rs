@@ -154,10 +154,8 @@ impl Pod {
             self.set_not_ready().await;
         }
         for container in self.in_stop_order() {
-            if container.pid().is_some() {
-                let left = recovery::exit_file(&self.host, &container);
-                let state = recovery::agree(&container.state, None, left.as_ref(), LOST);
-                self.change_or_log(container.with_state(state)).await;
+            if let Some(container) = recovery::agreed(&self.host, &container, &[], LOST) {
+                self.change_or_log(container).await;
             }
         }
     }
