@@ -100,18 +100,24 @@ fn a_client_that_vanishes_takes_its_command_along() {
     on_node(async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
         let container = pod.run(sleeper("main")).await?;
-        let before = container.pids()?.len();
+        let running = || -> Result<usize> {
+            let of_ours = |pid: &&i32| {
+                let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                [&b"sleep\x004321\0"[..], b"cat\0"].contains(&command.as_slice())
+            };
+            Ok(container.pids()?.iter().filter(of_ours).count())
+        };
         for transport in TRANSPORTS {
             let mut child =
                 start(node, &["exec", "-r", transport, "-i", &container.id, "sh", "-c", "sleep 4321 & cat"])?;
             wait_until("the command to run", PATIENCE, async || {
-                ensure!(container.pids()?.len() >= before + 2, "not yet");
+                ensure!(running()? == 2, "not yet");
                 Ok(())
             })
             .await?;
             child.kill().await?;
             wait_until("the command to be gone", PATIENCE, async || {
-                ensure!(container.pids()?.len() == before, "{:?}", container.pids()?);
+                ensure!(running()? == 0, "{} run", running()?);
                 Ok(())
             })
             .await?;
@@ -146,6 +152,25 @@ fn an_attachment_sees_output_from_now_on_and_stdin_once_ends_with_it() {
             ensure!(text == "got one\ngot two\nover\n", "{transport}: the watcher saw {text:?}");
             ensure!(container.wait_exited().await?.exit_code == 0);
             ensure!(container.log_text()? == "before\ngot one\ngot two\nover\n");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn stdin_once_ends_also_with_a_client_that_vanishes() {
+    on_node(async |node| {
+        let pod = node.run_pod(node.pod("web")).await?;
+        for transport in TRANSPORTS {
+            let mut config = script(transport, "cat; echo over");
+            (config.stdin, config.stdin_once) = (true, true);
+            let container = pod.run(config).await?;
+            let mut child = start(node, &["attach", "-r", transport, "-i", &container.id])?;
+            child.stdin.as_mut().context("stdin")?.write_all(b"a line\n").await?;
+            container.wait_log(1).await?;
+            child.kill().await?;
+            ensure!(container.wait_exited().await?.exit_code == 0);
+            ensure!(container.log_text()? == "a line\nover\n", "{:?}", container.log_text()?);
         }
         Ok(())
     });

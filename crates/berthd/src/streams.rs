@@ -1,8 +1,11 @@
 //! Bytes between the streaming server's clients and the processes of pods.
 
+use std::convert::Infallible;
+use std::io::ErrorKind;
+use std::pin::pin;
 use std::time::Duration;
 
-use berth_sandbox_manager::{Attachment, Command, FdStream, SandboxManager, Terminal, Wanted};
+use berth_sandbox_manager::{Attachment, Command, FdStream, SandboxManager, Streams, Terminal, Wanted};
 use berth_streaming::{ExecOutcome, Input, Output, RemoteStreams, Resize, StreamOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio_util::sync::CancellationToken;
@@ -27,11 +30,7 @@ pub(crate) async fn exec(
 ) -> ExecOutcome {
     match manager.exec(&container, &command, wanted(options)).await {
         Err(error) => ExecOutcome::Failed(Chain(&error).to_string()),
-        Ok(command) => {
-            let gone = client.gone.clone();
-            let ended = gone.run_until_cancelled(run(command, client)).await;
-            ended.unwrap_or_else(|| ExecOutcome::Failed("the client went away".to_owned()))
-        }
+        Ok(command) => run(command, client).await,
     }
 }
 
@@ -40,25 +39,31 @@ fn wanted(options: StreamOptions) -> Wanted {
 }
 
 async fn run(mut command: Command, client: RemoteStreams) -> ExecOutcome {
-    let RemoteStreams { stdin, stdout, stderr, resize, gone: _ } = client;
+    let RemoteStreams { stdin, stdout, stderr, resize, gone } = client;
     let ours = std::mem::take(&mut command.streams);
     let ended = CancellationToken::new();
+    let mut output = pin!(async {
+        tokio::join!(pump_output(ours.stdout, stdout, &ended), pump_output(ours.stderr, stderr, &ended))
+    });
+    let mut towards = pin!(async {
+        tokio::join!(pump_input(stdin, ours.stdin), follow_size(resize, ours.terminal));
+        // Input that has ended ends nothing else.
+        std::future::pending::<Infallible>().await
+    });
     let exit = async {
         let code = command.exit_code().await;
         ended.cancel();
         code
     };
-    let output = async {
-        tokio::join!(pump_output(ours.stdout, stdout, &ended), pump_output(ours.stderr, stderr, &ended))
-    };
-    let towards = async {
-        tokio::join!(pump_input(stdin, ours.stdin), follow_size(resize, ours.terminal));
-        // Input that has ended ends nothing else.
-        std::future::pending::<()>().await
-    };
     let code = tokio::select! {
-        (code, _) = async { tokio::join!(exit, output) } => code,
-        () = towards => unreachable!("it never ends"),
+        (code, _) = async { tokio::join!(exit, &mut output) } => code,
+        never = &mut towards => match never {},
+        () = gone.cancelled() => {
+            if let Err(error) = command.kill().await {
+                tracing::warn!(error = %Chain(&error), "a command whose client went away may still run");
+            }
+            return ExecOutcome::Failed("the client went away".to_owned());
+        }
     };
     match code {
         Ok(code) => ExecOutcome::Exited(code),
@@ -75,17 +80,27 @@ pub(crate) async fn attach(
 ) -> ExecOutcome {
     match manager.attach(&container, wanted(options)).await {
         Err(error) => ExecOutcome::Failed(Chain(&error).to_string()),
-        Ok(attachment) => {
+        Ok(mut attachment) => {
             let gone = client.gone.clone();
-            gone.run_until_cancelled(look(attachment, client)).await;
+            let ours = std::mem::take(&mut attachment.streams);
+            let has_input = client.stdin.is_some() && ours.stdin.is_some();
+            let looked = gone.run_until_cancelled(look(&attachment, ours, client)).await;
+            if has_input && looked.is_none() {
+                end_input(&attachment).await;
+            }
             ExecOutcome::Exited(0)
         }
     }
 }
 
-async fn look(mut attachment: Attachment, client: RemoteStreams) {
+async fn end_input(attachment: &Attachment) {
+    if let Err(error) = attachment.input_ended().await {
+        tracing::warn!(error = %Chain(&error), "a container's stdin stays open");
+    }
+}
+
+async fn look(attachment: &Attachment, ours: Streams, client: RemoteStreams) {
     let RemoteStreams { stdin, stdout, stderr, resize, gone } = client;
-    let ours = std::mem::take(&mut attachment.streams);
     let has_input = stdin.is_some() && ours.stdin.is_some();
     let output = async {
         // The supervisor closes both at the container's end, after the last byte.
@@ -95,8 +110,8 @@ async fn look(mut attachment: Attachment, client: RemoteStreams) {
         tokio::join!(
             async {
                 pump_input(stdin, ours.stdin).await;
-                if has_input && let Err(error) = attachment.input_ended().await {
-                    tracing::warn!(error = %Chain(&error), "a container's stdin stays open");
+                if has_input {
+                    end_input(attachment).await;
                 }
             },
             follow_size(resize, ours.terminal)
@@ -143,11 +158,15 @@ async fn pump_output(from: Option<FdStream>, to: Option<Output>, ended: &Cancell
     }
 }
 
-/// Until the client's input ends, which the process then reads as its own end, or until the process reads no more.
+/// Until the client's input ends, which the process then reads as its own end, or until the process reads no more. For
+/// ever when the client is lost: that is no end of input, by which a command might end well before it is killed.
 async fn pump_input(from: Option<Input>, to: Option<FdStream>) {
     let (Some(from), Some(mut to)) = (from, to) else { return };
-    // A process that does not read its input is nobody's fault.
-    drop(tokio::io::copy_buf(&mut BufReader::with_capacity(PIECE, from), &mut to).await);
+    match tokio::io::copy_buf(&mut BufReader::with_capacity(PIECE, from), &mut to).await {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => std::future::pending().await,
+        // A process that does not read its input is nobody's fault.
+        Ok(_) | Err(_) => {}
+    }
 }
 
 async fn follow_size(sizes: Option<Resize>, terminal: Option<Terminal>) {

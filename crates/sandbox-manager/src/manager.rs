@@ -274,7 +274,7 @@ impl SandboxManager {
     /// [`Error::WrongState`] when the container does not run, [`Error::CannotExecute`].
     pub async fn exec(&self, id: &str, command: &[String], wanted: Wanted) -> Result<Command, Error> {
         let (view, container, supervisor) = self.running(id, "run a command in")?;
-        session::command(&self.host, &view.sandbox, &container, &supervisor, command, wanted).await
+        session::command(&self.host, &view.sandbox, container, supervisor, command, wanted).await
     }
 
     /// Attaches to the streams of a running container's first process.

@@ -47,10 +47,21 @@ pub struct Command {
     /// Each may be taken.
     pub streams: Streams,
     exec: Exec,
-    gone: Error,
+    exec_id: String,
+    container: Arc<Container>,
+    supervisor: Supervisor,
 }
 
 impl Command {
+    /// Kills it and everything it started, while its streams are open: at the end of its input it might end by itself
+    /// first, and leave behind what it started.
+    ///
+    /// # Errors
+    /// The supervisor's.
+    pub async fn kill(&self) -> Result<(), Error> {
+        self.supervisor.kill_exec(&self.exec_id).await.map_err(refused(&self.container))
+    }
+
     /// Waits for its end; 128 + signal for one that a signal ended. Cancel safe.
     ///
     /// # Errors
@@ -58,7 +69,7 @@ impl Command {
     pub async fn exit_code(&mut self) -> Result<i32, Error> {
         match (&mut self.exec.exit).await {
             Ok(exited) => Ok(exited.exit_code),
-            Err(_) => Err(self.gone.clone()),
+            Err(_) => Err(Error::Gone(self.container.sandbox_id.clone())),
         }
     }
 }
@@ -67,30 +78,30 @@ impl Command {
 pub(crate) async fn command(
     host: &Host,
     sandbox: &Sandbox,
-    container: &Container,
-    supervisor: &Supervisor,
+    container: Arc<Container>,
+    supervisor: Supervisor,
     command: &[String],
     wanted: Wanted,
 ) -> Result<Command, Error> {
     let label = container.id.label();
-    let plan = plan(host, sandbox, container, command, wanted.tty).await?;
+    let plan = plan(host, sandbox, &container, command, wanted.tty).await?;
+    let exec_id = next_exec_id();
     let request = ExecProcess {
         container_id: container.id.to_string(),
-        exec_id: next_exec_id(),
+        exec_id: exec_id.clone(),
         tty: wanted.tty,
         cgroup_dirs: Vec::new(),
     };
-    let gone = Error::Gone(sandbox.id.clone());
     if wanted.tty {
         let started = supervisor.exec_terminal(request, plan).await;
-        let (exec, master) = started.map_err(refused(container))?;
+        let (exec, master) = started.map_err(refused(&container))?;
         let streams = terminal(master, wanted).map_err(Error::step(label, "take a command's terminal"))?;
-        return Ok(Command { streams, exec, gone });
+        return Ok(Command { streams, exec, exec_id, container, supervisor });
     }
     let pipes = Pipes::new(wanted).map_err(Error::step(label, "make the pipes of a command"))?;
     let started = supervisor.exec(request, plan, pipes.theirs).await;
-    let exec = started.map_err(refused(container))?;
-    Ok(Command { streams: pipes.ours, exec, gone })
+    let exec = started.map_err(refused(&container))?;
+    Ok(Command { streams: pipes.ours, exec, exec_id, container, supervisor })
 }
 
 fn terminal(master: OwnedFd, wanted: Wanted) -> io::Result<Streams> {

@@ -223,7 +223,7 @@ impl Pod {
 /// called cannot be told from the container's own daemons, and stays theirs.
 fn kill_tree(leader: &Process, cgroup: &Cgroup) -> io::Result<()> {
     let mut killed = BTreeSet::new();
-    for _ in 0..KILL_ROUNDS {
+    for round in 0..KILL_ROUNDS {
         let table: BTreeMap<i32, Kin> =
             pids(cgroup).into_iter().filter_map(|pid| Kin::of(pid).map(|kin| (pid, kin))).collect();
         let mut family = BTreeSet::from([leader.pid]);
@@ -247,7 +247,8 @@ fn kill_tree(leader: &Process, cgroup: &Cgroup) -> io::Result<()> {
         }
         // The leader after its children, which lose their parent with it.
         leader.kill()?;
-        if fresh.is_empty() {
+        // The leader may have forked between the look and its own SIGKILL: only a look after that shows all.
+        if round > 0 && fresh.is_empty() {
             return Ok(());
         }
         killed.extend(fresh);
