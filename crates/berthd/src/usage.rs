@@ -1,8 +1,7 @@
 //! What pods and containers use: brings together who there is (the sandbox manager), where their files lie (the image
 //! store) and how it is measured (berth-stats). All of it reads the kernel's files, so none of it on an async worker.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_cri::runtime::v1::{ContainerStats, PodSandboxMetrics, PodSandboxStats};
@@ -152,9 +151,7 @@ impl Usage {
     }
 
     fn cgroup(&self, path: &str) -> CgroupFolders {
-        let places: BTreeMap<PathBuf, Vec<String>> = self.manager.cgroup_folders(path).into_iter().collect();
-        let borrowed = places.iter().map(|(folder, names)| (Path::new(folder), names.as_slice()));
-        CgroupFolders::from_hierarchies(borrowed)
+        CgroupFolders::from_hierarchies(self.manager.cgroup_folders(path))
     }
 
     fn layer(&self, container: &str) -> Option<WritableLayer> {

@@ -197,7 +197,7 @@ impl Snapshot {
 
     /// What the container has written. Walks its layer: blocks.
     pub(crate) fn measure(&self) -> Result<Size, DiskError> {
-        let upper = self.dir().join("upper");
+        let upper = self.upper();
         let dir = open_dir(&upper)?;
         tree::measure(&dir).map_err(|errno| DiskError::new("measure", upper)(errno.into()))
     }

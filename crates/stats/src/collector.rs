@@ -88,8 +88,8 @@ impl Stats {
         containers: impl IntoIterator<Item = &'a ContainerFacts>,
     ) -> cri::PodSandboxStats {
         let containers: Vec<&ContainerFacts> = containers.into_iter().collect();
-        let tasks = containers.iter().filter_map(|container| container.cgroup.tasks());
-        let processes = tasks.map(|tasks| tasks.pids.len()).sum::<usize>();
+        let counts = containers.iter().filter_map(|container| container.cgroup.process_count());
+        let processes = counts.sum::<usize>();
         let stats = self.containers(containers);
 
         let own = |read: fn(&CgroupFolders) -> Option<Psi>| facts.cgroup.as_ref().and_then(read);

@@ -36,11 +36,11 @@ mod process;
 mod rate;
 
 pub use cgroup::{
-    CgroupFolders, Cpu, DeviceIo, HugePages, Io, Memory, MemoryMarks, Psi, PsiLine, Swap, Tasks, page_sizes,
+    CgroupFolders, Cpu, DeviceIo, HugePages, Io, Memory, MemoryMarks, Psi, PsiLine, Swap, Tasks,
 };
 pub use clock::{Clock, SystemClock};
 pub use collector::Stats;
-pub use disk::{DiskUsage, FileSystem, LayerSettings, LayerUsage, Measured, file_system, log_usage, measure};
+pub use disk::{DiskUsage, FileSystem, LayerSettings, LayerUsage, Measured, file_system, measure};
 pub use facts::{ContainerFacts, PodFacts, PodNetwork, Strings, WritableLayer};
 pub use metrics::{BASE_LABELS, Kind, Metric, POD_AS_CONTAINER, Presence, descriptors};
 pub use network::{Interface, Interfaces, interfaces};

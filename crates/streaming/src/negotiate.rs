@@ -27,8 +27,8 @@ pub(crate) enum Refused {
     NoKey,
     #[error("unable to upgrade: Sec-WebSocket-Version must be 13")]
     Version,
-    #[error("unable to upgrade: none of the protocols of the client is known: {0}")]
-    Protocol(String),
+    #[error("unable to upgrade: none of the protocols of the client is known: {theirs}")]
+    Protocol { theirs: String, ours: Vec<&'static str> },
     #[error("unable to forward: {0}")]
     NoPorts(&'static str),
 }
@@ -106,7 +106,10 @@ fn first<T: Copy>(
         .iter()
         .find_map(|name| ours.iter().find(|(our, _)| our == name))
         .map(|found| Some(*found))
-        .ok_or_else(|| Refused::Protocol(theirs.join(", ")))
+        .ok_or_else(|| {
+            let ours = ours.iter().map(|(name, _)| *name).collect();
+            Refused::Protocol { theirs: theirs.join(", "), ours }
+        })
 }
 
 fn list<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
@@ -159,7 +162,13 @@ mod tests {
         assert_eq!(spdy_protocol(&repeated, &OURS), Ok(("channel.k8s.io", 1)));
         assert_eq!(spdy_protocol(&headers(&[]), &OURS), Err(Refused::NoProtocol));
         let other = headers(&[(STREAM_PROTOCOL, "v9,v8")]);
-        assert_eq!(spdy_protocol(&other, &OURS), Err(Refused::Protocol("v9, v8".into())));
+        assert_eq!(
+            spdy_protocol(&other, &OURS),
+            Err(Refused::Protocol {
+                theirs: "v9, v8".into(),
+                ours: vec!["v4.channel.k8s.io", "channel.k8s.io"]
+            })
+        );
         assert_eq!(subprotocol(&headers(&[]), &OURS), Ok(None));
     }
 

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::hangup::{Hangup, Watch};
 use crate::pipe::Out;
 
 /// When a socket last took or gave a byte.
@@ -57,6 +58,11 @@ impl Peer {
         let activity = peer.activity.clone();
         peer.spawn(async move { activity.idle(idle).await });
         peer
+    }
+
+    /// For its reader, with the socket where that is known.
+    pub(crate) fn watch(&self, hangup: Option<Hangup>) -> Watch {
+        Watch { gone: self.gone.clone(), hangup, frames: self.frames.downgrade() }
     }
 
     /// A task whose end, a panic included, is the connection's.

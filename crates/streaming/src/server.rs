@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::config::{StartError, StreamingConfig};
-use crate::hangup::{Hangup, Watch};
+use crate::hangup::Hangup;
 use crate::negotiate::{self, ACCEPTED_PROTOCOLS, Refused, SPDY, STREAM_PROTOCOL, Upgrade};
 use crate::peer::Peer;
 use crate::pipe::{self, Room, SEND_QUEUE, Sink};
@@ -349,7 +349,7 @@ fn answer(mut request: Request<Incoming>, context: &Context) -> Result<Answer, B
     // Used with whatever comes: a token that was seen once is not good again.
     let session = context.streaming.0.tokens.take(token).filter(|session| session.path() == path);
     let session = session.ok_or_else(missing)?;
-    let agreed = agree(session, &request).map_err(|(refused, ours)| Box::new(refusal(&refused, &ours)))?;
+    let agreed = agree(session, &request).map_err(|refused| Box::new(refusal(&refused)))?;
     let upgrade = hyper::upgrade::on(&mut request);
     let Agreed { upgrade: to, protocol, session } = agreed;
     let mut response = Response::new(Full::default());
@@ -374,19 +374,19 @@ fn answer(mut request: Request<Incoming>, context: &Context) -> Result<Answer, B
 }
 
 /// Why not, with the protocols that would have been known.
-fn refusal(refused: &Refused, ours: &[&'static str]) -> Response<Full<Bytes>> {
+fn refusal(refused: &Refused) -> Response<Full<Bytes>> {
     let status = match refused {
         Refused::NoUpgrade
         | Refused::NoProtocol
         | Refused::NoKey
         | Refused::Version
         | Refused::NoPorts(_) => StatusCode::BAD_REQUEST,
-        Refused::Protocol(_) => StatusCode::FORBIDDEN,
+        Refused::Protocol { .. } => StatusCode::FORBIDDEN,
     };
     let mut response = text(status, refused.to_string());
     let headers = response.headers_mut();
     match refused {
-        Refused::Protocol(_) => {
+        Refused::Protocol { ours, .. } => {
             for protocol in ours {
                 headers.append(ACCEPTED_PROTOCOLS, HeaderValue::from_static(protocol));
             }
@@ -405,48 +405,41 @@ struct Agreed {
     session: Ready,
 }
 
-fn names<T>(protocols: &[(&'static str, T)]) -> Vec<&'static str> {
-    protocols.iter().map(|(name, _)| *name).collect()
-}
-
-fn agree(session: Session, request: &Request<Incoming>) -> Result<Agreed, (Refused, Vec<&'static str>)> {
+fn agree(session: Session, request: &Request<Incoming>) -> Result<Agreed, Refused> {
     let headers = request.headers();
-    let upgrade = negotiate::upgrade(headers).map_err(|refused| (refused, Vec::new()))?;
+    let upgrade = negotiate::upgrade(headers)?;
     let spdy = matches!(upgrade, Upgrade::Spdy);
     let (protocol, session) = match session {
         Session::Exec(command) | Session::Attach(command) if spdy => {
             let ours = &remote_command::SPDY_PROTOCOLS;
-            let (name, version) =
-                negotiate::spdy_protocol(headers, ours).map_err(|refused| (refused, names(ours)))?;
+            let (name, version) = negotiate::spdy_protocol(headers, ours)?;
             (Some(name), Ready::CommandSpdy(command, version))
         }
         Session::Exec(command) | Session::Attach(command) => {
             let ours = &websocket::COMMAND_PROTOCOLS;
-            let chosen = negotiate::subprotocol(headers, ours).map_err(|refused| (refused, names(ours)))?;
+            let chosen = negotiate::subprotocol(headers, ours)?;
             let protocol = chosen.map_or(websocket::BARE_COMMAND, |(_, protocol)| protocol);
             (chosen.map(|(name, _)| name), Ready::CommandChannels(command, protocol))
         }
         Session::PortForward { connect, .. } if spdy => {
             let ours = &port_forward::SPDY_PROTOCOLS;
-            let (name, ()) =
-                negotiate::spdy_protocol(headers, ours).map_err(|refused| (refused, names(ours)))?;
+            let (name, ()) = negotiate::spdy_protocol(headers, ours)?;
             (Some(name), Ready::ForwardSpdy(connect))
         }
         Session::PortForward { ports, connect } => {
             let ours = &websocket::FORWARD_PROTOCOLS;
-            let chosen = negotiate::subprotocol(headers, ours).map_err(|refused| (refused, names(ours)))?;
+            let chosen = negotiate::subprotocol(headers, ours)?;
             let ready =
                 match chosen.map_or(ForwardProtocol::Channels(Codec::Binary), |(_, protocol)| protocol) {
                     ForwardProtocol::Tunnel => Ready::ForwardTunnel(connect),
                     ForwardProtocol::Channels(codec) => {
                         let ports = if ports.is_empty() {
-                            negotiate::ports(request.uri().query().unwrap_or_default())
-                                .map_err(|refused| (refused, Vec::new()))?
+                            negotiate::ports(request.uri().query().unwrap_or_default())?
                         } else {
                             ports
                         };
                         if ports.len() > codec.channels() / 2 {
-                            return Err((Refused::NoPorts("there are more ports than channels"), Vec::new()));
+                            return Err(Refused::NoPorts("there are more ports than channels"));
                         }
                         Ready::ForwardChannels(connect, ports, codec)
                     }
@@ -527,7 +520,7 @@ async fn command_channels(
     };
     let feeds = vec![stdin_feed, None, None, None, resize_feed];
     let socket = websocket::accept(TokioIo::new(socket)).await;
-    let watch = Watch { gone: peer.gone.clone(), hangup, frames: frames.downgrade() };
+    let watch = peer.watch(hangup);
     websocket::start(socket, codec, half_close, feeds, queued, watch, &mut peer);
     // Tells the client that the connection stands.
     let first = client.stdout.as_ref().or(client.stderr.as_ref()).unwrap_or(&client.error);
@@ -557,7 +550,7 @@ async fn forward_channels(
         pairs.push(Pair { port, input, data: sink(channel), error: sink(channel + 1) });
     }
     let socket = websocket::accept(TokioIo::new(socket)).await;
-    let watch = Watch { gone: peer.gone.clone(), hangup, frames: frames.downgrade() };
+    let watch = peer.watch(hangup);
     websocket::start(socket, codec, false, feeds, queued, watch, &mut peer);
     port_forward::over_channels(pairs, peer, connect, stop).await;
 }

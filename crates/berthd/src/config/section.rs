@@ -23,10 +23,6 @@ impl<T> Given<T> {
         Self { key: String::new(), origin: Origin::Flag(flag), value }
     }
 
-    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Given<U> {
-        Given { key: self.key, origin: self.origin, value: change(self.value) }
-    }
-
     /// Keeps what the check accepts, notes what it says otherwise.
     pub(super) fn check<U>(
         self,
@@ -78,32 +74,34 @@ impl<'a> Section<'a> {
         Some(Given { key: self.full_key(key), origin, value: value.get_ref() })
     }
 
-    pub(super) fn string(&mut self, key: &'static str, faults: &mut Faults<'_>) -> Option<Given<String>> {
+    /// A value in the type that `read` makes of it; what it cannot read is noted.
+    fn read<T>(
+        &mut self,
+        key: &'static str,
+        faults: &mut Faults<'_>,
+        read: impl FnOnce(&'a DeValue<'a>) -> Result<T, String>,
+    ) -> Option<Given<T>> {
         let given = self.take(key)?;
-        let place = given.clone().map(|_| ());
-        let value = given.check(faults, |value| {
+        let (key, origin) = (given.key.clone(), given.origin.clone());
+        Some(Given { key, origin, value: given.check(faults, read)? })
+    }
+
+    pub(super) fn string(&mut self, key: &'static str, faults: &mut Faults<'_>) -> Option<Given<String>> {
+        self.read(key, faults, |value| {
             value.as_str().map(str::to_owned).ok_or_else(|| wrong_type("a string", value))
-        })?;
-        Some(place.map(|()| value))
+        })
     }
 
     pub(super) fn boolean(&mut self, key: &'static str, faults: &mut Faults<'_>) -> Option<Given<bool>> {
-        let given = self.take(key)?;
-        let place = given.clone().map(|_| ());
-        let value =
-            given.check(faults, |value| value.as_bool().ok_or_else(|| wrong_type("true or false", value)))?;
-        Some(place.map(|()| value))
+        self.read(key, faults, |value| value.as_bool().ok_or_else(|| wrong_type("true or false", value)))
     }
 
     pub(super) fn integer(&mut self, key: &'static str, faults: &mut Faults<'_>) -> Option<Given<i64>> {
-        let given = self.take(key)?;
-        let place = given.clone().map(|_| ());
-        let value = given.check(faults, |value| {
+        self.read(key, faults, |value| {
             let number = value.as_integer().ok_or_else(|| wrong_type("a whole number", value))?;
             i64::from_str_radix(number.as_str(), number.radix())
                 .map_err(|_| format!("{} is too large", number.as_str()))
-        })?;
-        Some(place.map(|()| value))
+        })
     }
 
     pub(super) fn strings(
@@ -111,19 +109,14 @@ impl<'a> Section<'a> {
         key: &'static str,
         faults: &mut Faults<'_>,
     ) -> Option<Given<Vec<String>>> {
-        let given = self.take(key)?;
-        let place = given.clone().map(|_| ());
-        let value = given.check(faults, |value| {
+        let string = |item: &Spanned<DeValue<'_>>| {
+            let item = item.get_ref();
+            item.as_str().map(str::to_owned).ok_or_else(|| wrong_type("a list of strings", item))
+        };
+        self.read(key, faults, |value| {
             let items = value.as_array().ok_or_else(|| wrong_type("a list of strings", value))?;
-            items
-                .iter()
-                .map(|item| {
-                    let item = item.get_ref();
-                    item.as_str().map(str::to_owned).ok_or_else(|| wrong_type("a list of strings", item))
-                })
-                .collect::<Result<Vec<_>, _>>()
-        })?;
-        Some(place.map(|()| value))
+            items.iter().map(string).collect()
+        })
     }
 
     /// A table below this one; an empty one when the file has none.

@@ -16,7 +16,7 @@ pub struct HugePages {
 }
 
 /// The sizes that this kernel has, as the cgroup's files spell them. They do not change while it runs.
-pub fn page_sizes() -> &'static [String] {
+fn page_sizes() -> &'static [String] {
     static SIZES: OnceLock<Vec<String>> = OnceLock::new();
     SIZES.get_or_init(|| {
         let Ok(entries) = fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };

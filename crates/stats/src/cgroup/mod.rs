@@ -14,7 +14,7 @@ mod psi;
 use std::path::{Path, PathBuf};
 
 pub use cpu::Cpu;
-pub use hugetlb::{HugePages, page_sizes};
+pub use hugetlb::HugePages;
 pub use io::{DeviceIo, Io};
 pub use memory::{Memory, MemoryMarks, Swap};
 pub use pids::Tasks;
@@ -68,13 +68,10 @@ impl CgroupFolders {
 
     /// From the folders of one cgroup in all hierarchies, with the controllers of each; on v2 one folder with none.
     /// That is what the launcher's `Cgroup::hierarchies` gives.
-    pub fn from_hierarchies<'a>(places: impl IntoIterator<Item = (&'a Path, &'a [String])>) -> CgroupFolders {
-        let places: Vec<_> = places.into_iter().collect();
+    pub fn from_hierarchies(places: Vec<(PathBuf, Vec<String>)>) -> CgroupFolders {
         match places.as_slice() {
-            [(folder, [])] => CgroupFolders::v2(*folder),
-            _ => CgroupFolders::v1(
-                places.into_iter().map(|(folder, controllers)| (folder.to_owned(), controllers)),
-            ),
+            [(folder, controllers)] if controllers.is_empty() => CgroupFolders::v2(folder),
+            _ => CgroupFolders::v1(places),
         }
     }
 
@@ -151,18 +148,16 @@ impl CgroupFolders {
 
     /// Processes and threads.
     pub fn tasks(&self) -> Option<Tasks> {
-        match self {
-            CgroupFolders::V1 { pids, .. } => {
-                let limited = open(pids);
-                // Every hierarchy lists the processes; only this one counts threads.
-                let any = self.first().and_then(Folder::open);
-                pids::read(limited.as_ref().or(any.as_ref())?)
-            }
-            CgroupFolders::V2(folder) => pids::read(&Folder::open(folder)?),
-        }
+        pids::read(&Folder::open(self.listing()?)?)
     }
 
-    fn first(&self) -> Option<&Path> {
+    /// How many processes there are.
+    pub fn process_count(&self) -> Option<usize> {
+        Some(pids::processes(&Folder::open(self.listing()?)?)?.len())
+    }
+
+    /// Every hierarchy lists the processes; the first here also counts threads.
+    fn listing(&self) -> Option<&Path> {
         match self {
             CgroupFolders::V1 { cpu, cpuacct, memory, blkio, hugetlb, pids } => {
                 [pids, memory, cpuacct, cpu, blkio, hugetlb].into_iter().find_map(|folder| folder.as_deref())
@@ -199,13 +194,11 @@ mod tests {
 
     #[test]
     fn one_hierarchy_without_controllers_is_v2() {
-        let memory = ["memory".to_owned()];
-        let folder = Path::new("/c/x");
-        assert_eq!(CgroupFolders::from_hierarchies([(folder, &[][..])]), CgroupFolders::v2(folder));
-        assert_eq!(
-            CgroupFolders::from_hierarchies([(folder, &memory[..])]),
-            CgroupFolders::v1([(folder.to_owned(), ["memory"])])
-        );
+        let folder = PathBuf::from("/c/x");
+        let v2 = CgroupFolders::from_hierarchies(vec![(folder.clone(), Vec::new())]);
+        assert_eq!(v2, CgroupFolders::v2(&folder));
+        let v1 = CgroupFolders::from_hierarchies(vec![(folder.clone(), vec!["memory".to_owned()])]);
+        assert_eq!(v1, CgroupFolders::v1([(folder, ["memory"])]));
     }
 
     #[test]

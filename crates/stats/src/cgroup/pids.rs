@@ -15,7 +15,7 @@ pub struct Tasks {
 
 pub(super) fn read(folder: &Folder) -> Option<Tasks> {
     let tasks = Tasks {
-        pids: folder.text("cgroup.procs").map(|text| parse(&text)).unwrap_or_default(),
+        pids: processes(folder).unwrap_or_default(),
         threads: folder.number("pids.current").or_else(|| {
             // "tasks" on v1, "cgroup.threads" on v2: one line each.
             let list = folder.text("tasks").or_else(|| folder.text("cgroup.threads"))?;
@@ -24,6 +24,11 @@ pub(super) fn read(folder: &Folder) -> Option<Tasks> {
         threads_max: folder.number("pids.max"),
     };
     (!tasks.pids.is_empty() || tasks.threads.is_some()).then_some(tasks)
+}
+
+/// Its processes; `None` when the cgroup is gone.
+pub(super) fn processes(folder: &Folder) -> Option<Vec<i32>> {
+    folder.text("cgroup.procs").map(|text| parse(&text))
 }
 
 /// A process in a pid namespace that is not ours shows as 0.

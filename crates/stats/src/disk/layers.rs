@@ -14,7 +14,7 @@ use std::{
     collections::{HashMap, VecDeque},
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -74,7 +74,6 @@ struct Shared {
     clock: Arc<dyn Clock>,
     stop: AtomicBool,
     state: Mutex<State>,
-    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -114,7 +113,6 @@ impl LayerUsage {
             clock,
             stop: AtomicBool::new(false),
             state: Mutex::default(),
-            changed: Condvar::new(),
         }))))
     }
 
@@ -147,34 +145,11 @@ impl LayerUsage {
         last
     }
 
-    /// As [`usage`](Self::usage), but waits for the first measurement, at most for `patience`. Blocks.
-    pub fn usage_within(&self, id: &str, folder: &Path, patience: Duration) -> Option<Measured> {
-        let until = Instant::now() + patience;
-        if let Some(measured) = self.usage(id, folder) {
-            return Some(measured);
-        }
-        let shared = &self.0.0;
-        let mut state = shared.lock();
-        loop {
-            let layer = state.layers.get(id)?;
-            let left = until.saturating_duration_since(Instant::now());
-            match (layer.last, &layer.next) {
-                (Some(measured), _) => return Some(measured),
-                // It was measured and there is nothing: the folder could not be read.
-                (None, Next::Due(_)) => return None,
-                (None, Next::Under) if left.is_zero() => return None,
-                (None, Next::Under) => {}
-            }
-            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
     /// The container is gone.
     pub fn forget(&self, id: &str) {
         let mut state = self.0.0.lock();
         state.layers.remove(id);
         state.queue.retain(|job| job.id != id);
-        self.0.0.changed.notify_all();
     }
 }
 
@@ -204,7 +179,6 @@ impl Shared {
                         layer.next = Next::Due(now);
                     }
                 }
-                shared.changed.notify_all();
             }
         }
     }
@@ -238,7 +212,6 @@ impl Shared {
                 layer.last = Some(Measured { usage, at });
             }
         }
-        self.changed.notify_all();
     }
 }
 
@@ -257,6 +230,11 @@ mod tests {
         (clock.clone(), LayerUsage::new(settings, clock))
     }
 
+    fn measured(layers: &LayerUsage, id: &str, folder: &Path) -> Measured {
+        eventually("a first value", || layers.usage(id, folder).is_some());
+        layers.usage(id, folder).unwrap()
+    }
+
     fn eventually(what: &str, mut check: impl FnMut() -> bool) {
         let until = Instant::now() + PATIENCE;
         while !check() {
@@ -269,7 +247,7 @@ mod tests {
     fn the_last_value_is_answered_until_the_interval_is_over() {
         let (clock, layers) = layers(1);
         let folder = tempfile::tempdir().unwrap();
-        let first = layers.usage_within("a", folder.path(), PATIENCE).unwrap();
+        let first = measured(&layers, "a", folder.path());
         assert_eq!((first.usage.inodes, first.at), (1, clock.unix_nanos()));
         fs::write(folder.path().join("file"), "text").unwrap();
         clock.pass(Duration::from_secs(9));
@@ -292,7 +270,7 @@ mod tests {
             assert!(layers.0.0.lock().workers <= 2);
         }
         for id in 0..50 {
-            assert!(layers.usage_within(&id.to_string(), folder.path(), PATIENCE).is_some(), "layer {id}");
+            measured(&layers, &id.to_string(), folder.path());
         }
         eventually("idle threads", || layers.0.0.lock().workers == 0);
     }
@@ -311,11 +289,12 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_is_not_there_has_no_value_and_holds_nobody_up() {
+    fn a_layer_that_is_not_there_has_no_value() {
         let (_clock, layers) = layers(1);
-        let begun = Instant::now();
-        assert_eq!(layers.usage_within("a", Path::new("/nonexistent/layer"), PATIENCE), None);
-        assert!(begun.elapsed() < PATIENCE);
+        let folder = Path::new("/nonexistent/layer");
+        assert_eq!(layers.usage("a", folder), None);
+        eventually("the look at it", || layers.0.0.lock().workers == 0);
+        assert_eq!(layers.usage("a", folder), None);
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! Space on disk: a container's writable layer, its logs, the file system below.
+//! Space on disk: a container's writable layer, and the file system below.
 
 mod layers;
 mod walk;
 
-use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path};
+use std::path::Path;
 
 pub use layers::{LayerSettings, LayerUsage, Measured};
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat, statvfs},
+    fs::{Mode, OFlags, Stat, openat, statvfs},
 };
 pub use walk::measure;
 
@@ -48,28 +48,6 @@ pub fn file_system(path: &Path) -> Option<FileSystem> {
     })
 }
 
-/// What a container's log takes up: the regular files in `folder` whose names begin with `prefix`, so that `0.log`
-/// finds the rotated `0.log.20260131-120000` and `0.log.20260131-120000.gz` as well. Links are not followed and
-/// folders not entered.
-///
-/// # Errors
-/// That of opening or listing the folder; a file that disappears meanwhile is no fault.
-pub fn log_usage(folder: &Path, prefix: &OsStr) -> io::Result<DiskUsage> {
-    let folder = open_folder(CWD, folder)?;
-    let mut usage = DiskUsage::default();
-    for entry in Dir::read_from(&folder)? {
-        let entry = entry?;
-        if !entry.file_name().to_bytes().starts_with(prefix.as_bytes()) {
-            continue;
-        }
-        let Ok(stat) = statat(&folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else { continue };
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-            usage.add(&stat);
-        }
-    }
-    Ok(usage)
-}
-
 /// Opens a folder to list it, and nothing that is a link.
 fn open_folder(above: impl rustix::fd::AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -78,22 +56,7 @@ fn open_folder(above: impl rustix::fd::AsFd, name: impl rustix::path::Arg) -> ru
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-
-    #[test]
-    fn a_log_is_all_files_that_begin_like_it() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["0.log", "0.log.20260131-120000", "0.log.20260130-120000.gz", "1.log"] {
-            fs::write(folder.path().join(name), vec![1; 8192]).unwrap();
-        }
-        std::os::unix::fs::symlink("/etc", folder.path().join("0.log.link")).unwrap();
-        fs::create_dir(folder.path().join("0.log.folder")).unwrap();
-        let usage = log_usage(folder.path(), OsStr::new("0.log")).unwrap();
-        assert_eq!(usage.inodes, 3);
-        assert!(log_usage(&folder.path().join("none"), OsStr::new("0")).is_err());
-    }
 
     #[test]
     fn the_file_system_of_a_folder_has_a_size() {

@@ -147,8 +147,8 @@ metrics! {
         "Memory limit, in bytes; 0: no limit.";
     SpecMemorySwapLimit = "container_spec_memory_swap_limit_bytes", Gauge, Always, [],
         "Limit of memory and swap together, in bytes; 0: none was set.";
-    SpecMemoryReservation = "container_spec_memory_reservation_limit_bytes", Gauge, Optional, [],
-        "Memory that is protected from reclaim, in bytes.";
+    SpecMemoryReservation = "container_spec_memory_reservation_limit_bytes", Gauge, Always, [],
+        "Memory that is protected from reclaim, in bytes; 0: none is.";
     StartTime = "container_start_time_seconds", Gauge, Always, [],
         "When the container started, in seconds since 1970.";
     LastSeen = "container_last_seen", Gauge, Always, [],

@@ -74,7 +74,7 @@ impl Connection {
             opened: Some(opened),
             answers,
             activity: peer.activity.clone(),
-            watch: Watch { gone: peer.gone.clone(), hangup, frames: frames.downgrade() },
+            watch: peer.watch(hangup),
         };
         let writer = Writer { target: writer, last, activity: peer.activity.clone() };
         peer.spawn(async move {
