@@ -9,7 +9,6 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## a pod from pull to removal with crictl, on a daemon of its own
-	tests/tools/build
 	tests/demo/run $(bin)
 
 test: deps ## format, lints, all tests, a short fuzz and the demo

@@ -45,9 +45,6 @@ fn network(dir: &Path) -> String {
 }
 
 fn daemon(dir: &Path, tools: &Path, sandbox_image: &str) -> String {
-    // Where none could be built, the machine's own.
-    let runc = tools.join("runc");
-    let runc = if runc.exists() { runc.display().to_string() } else { "runc".to_owned() };
     format!(
         r#"version = 4
 root = '{dir}/root'
@@ -90,7 +87,7 @@ runtime_path = '{tools}/containerd-shim-runc-v2'
 sandboxer = 'podsandbox'
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = '{runc}'
+BinaryName = '{tools}/runc'
 Root = '{dir}/runc'
 "#,
         dir = dir.display(),
