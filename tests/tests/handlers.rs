@@ -176,12 +176,6 @@ const EXPLAINED: &[Explained] = &[
         reason: "both link /dev/core to /proc/kcore where the kernel has it, which the spec does not ask for",
     },
     Explained {
-        runtime: "runc",
-        section: "limits",
-        text: "Max open files",
-        reason: "Go raises its own soft limit to the hard one, and this runc passes that on",
-    },
-    Explained {
         runtime: "crun",
         section: "mounts",
         text: "/dev/shm tmpfs",

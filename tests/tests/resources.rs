@@ -1,6 +1,6 @@
 //! Limits as the kernel has them, and what happens at their edge.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use berth_tests::{
     cri::{resources, script, sleeper},
     host, on_node,
@@ -8,6 +8,7 @@ use berth_tests::{
 use k8s_cri::v1::{
     ContainerConfig, ContainerState, HugepageLimit, LinuxContainerResources, UpdateContainerResourcesRequest,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 const MIB: i64 = 1 << 20;
 
@@ -20,6 +21,27 @@ fn half_a_cpu_and_64_mib() -> LinuxContainerResources {
         memory_swap_limit_in_bytes: 64 * MIB,
         ..LinuxContainerResources::default()
     }
+}
+
+#[test]
+fn open_files_are_limited_as_the_daemon_was_told_not_as_it_limits_itself() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
+    // Inherited by the daemon. Enough for the tests beside this one.
+    setrlimit(Resource::RLIMIT_NOFILE, 4096, hard).expect("setrlimit");
+    on_node(async move |node| {
+        let limits = |pid: i32| -> anyhow::Result<String> {
+            let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+            let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+            Ok(line.context("no limit")?.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+        };
+        ensure!(limits(node.pid()?)? == format!("{hard} {hard}"));
+        let pod = node.run_pod(node.pod("web")).await?;
+        let container = pod.run(sleeper("main")).await?;
+        ensure!(limits(container.pid()?)? == format!("4096 {hard}"));
+        let exec = container.exec(&["sh", "-c", "ulimit -Sn; ulimit -Hn"]).await?;
+        ensure!(exec.stdout == format!("4096\n{hard}\n"), "{exec:?}");
+        Ok(())
+    });
 }
 
 #[test]

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use berth_image::{ImageConfig, Images};
 use berth_network::{Network, NetworkConfig};
-use berth_sandbox_manager::{Handler, ManagerConfig, SandboxManager};
+use berth_sandbox_manager::{Handler, ManagerConfig, OpenFiles, SandboxManager};
 use berth_store::{Durability, Store};
 use berth_streaming::{Streaming, StreamingConfig, TlsConfig};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -51,9 +52,11 @@ impl Services {
             Ok::<_, Box<dyn Error + Send + Sync>>((images, pods))
         })
         .await??;
+        let open_files = raise_open_files()?;
         let network = Network::start(network_config(&config), pods.clone()).await?;
         let manager =
-            SandboxManager::start(manager_config(&config), images.clone(), network.clone(), pods).await?;
+            SandboxManager::start(manager_config(&config, open_files), images.clone(), network.clone(), pods)
+                .await?;
         let usage = Usage::new(manager.clone(), images.clone(), config.root.clone());
         let (streaming, server) = Streaming::start(streaming_config(&config)?).await?;
         tracing::info!(address = %streaming.address(), "streaming");
@@ -111,7 +114,15 @@ fn network_config(config: &Config) -> NetworkConfig {
     }
 }
 
-fn manager_config(config: &Config) -> ManagerConfig {
+/// Lets the daemon have as many files open as it may, with descriptors for every pod. Gives what it was told to have, which
+/// containers get.
+fn raise_open_files() -> nix::Result<OpenFiles> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(OpenFiles { soft, hard })
+}
+
+fn manager_config(config: &Config, open_files: OpenFiles) -> ManagerConfig {
     let handlers = config.runtime_handlers.iter().map(|(name, handler)| (name.clone(), launcher(handler)));
     let default = config.runtime_handlers.get(&config.default_runtime_handler).map(launcher);
     let unnamed = default.map(|handler| (String::new(), handler));
@@ -123,6 +134,7 @@ fn manager_config(config: &Config) -> ManagerConfig {
         handlers: handlers.chain(unnamed).collect::<BTreeMap<_, _>>(),
         exec_output_limit: config.limits.exec_output_bytes.get(),
         external_timeout: config.limits.runtime_timeout,
+        open_files,
     }
 }
 

@@ -48,6 +48,16 @@ pub struct HostFacts {
     pub hostname: String,
     /// Major and minor number of the kernel's version.
     pub kernel: (u32, u32),
+    /// How many files a container's process may have open.
+    pub open_files: OpenFiles,
+}
+
+/// RLIMIT_NOFILE, getrlimit(2): the daemon raises its own, and containers are not to inherit that. Some programs walk all
+/// descriptors up to the soft limit, or reserve memory for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFiles {
+    pub soft: u64,
+    pub hard: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -27,8 +27,8 @@ pub use caps::capabilities_from_mask;
 pub use error::SpecError;
 pub use image::ImageDefaults;
 pub use input::{
-    AppArmor, ContainerInput, DeviceKind, HostFacts, ImageVolume, PidNamespace, PodFiles, PodNamespaces,
-    ResolvedDevice,
+    AppArmor, ContainerInput, DeviceKind, HostFacts, ImageVolume, OpenFiles, PidNamespace, PodFiles,
+    PodNamespaces, ResolvedDevice,
 };
 pub use mounts::image_volumes;
 pub use process::exec_process;

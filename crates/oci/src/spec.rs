@@ -1,12 +1,13 @@
 //! Putting the parts together: one container's OCI runtime spec.
 
 use crate::{
-    ContainerInput, PidNamespace, SpecError, caps, devices, lsm, mounts, process, resources, seccomp,
+    ContainerInput, OpenFiles, PidNamespace, SpecError, caps, devices, lsm, mounts, process, resources,
+    seccomp,
 };
 use berth_cri::runtime::v1::{LinuxContainerSecurityContext, NamespaceMode};
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxNamespace, LinuxNamespaceType as NamespaceType, LinuxSeccomp, Process, Root,
-    Spec, User,
+    Capabilities, Linux, LinuxNamespace, LinuxNamespaceType as NamespaceType, LinuxSeccomp, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec, User,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ pub struct ContainerSpec {
 /// Makes the spec of a container.
 ///
 /// Every field of the result is set here or left empty on purpose; nothing is taken from oci-spec's defaults. No hooks,
-/// no rlimits (those of the daemon hold), no sysctls (they belong to the pod's namespaces).
+/// no rlimits but that on open files (the others are the daemon's), no sysctls (they belong to the pod's namespaces).
 ///
 /// # Errors
 /// [`SpecError::Invalid`] for a request that contradicts itself, [`SpecError::Unsupported`] for one we cannot meet,
@@ -52,7 +53,7 @@ pub fn container_spec(input: &ContainerInput<'_>) -> Result<ContainerSpec, SpecE
     process.set_env(Some(process::environment(input)?));
     process.set_cwd(process::working_dir(input)?);
     process.set_capabilities(Some(capabilities));
-    process.set_rlimits(None);
+    process.set_rlimits(Some(vec![open_files(input.host.open_files)]));
     // `false` is left out: some runtimes take its presence for a wish.
     process.set_no_new_privileges(security.no_new_privs.then_some(true));
     process.set_apparmor_profile(lsm::apparmor_profile(security, &input.host.apparmor)?);
@@ -90,6 +91,11 @@ pub fn container_spec(input: &ContainerInput<'_>) -> Result<ContainerSpec, SpecE
     spec.set_solaris(None).set_windows(None).set_vm(None).set_zos(None);
     spec.set_uid_mappings(None).set_gid_mappings(None);
     Ok(ContainerSpec { spec, warnings })
+}
+
+fn open_files(OpenFiles { soft, hard }: OpenFiles) -> PosixRlimit {
+    let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft).hard(hard);
+    limit.build().expect("every field has a default")
 }
 
 /// What a request may ask that nothing below looks at.

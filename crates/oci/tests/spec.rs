@@ -7,9 +7,9 @@ use berth_cri::runtime::v1::{
     PodSandboxMetadata, SeLinuxOption, SecurityProfile, UserNamespace,
 };
 use berth_oci::{
-    AppArmor, ContainerInput, ContainerSpec, DeviceKind, HostFacts, ImageDefaults, ImageVolume, PidNamespace,
-    PodFiles, PodNamespaces, ResolvedDevice, ResolvedUser, SpecError, capabilities_from_mask, container_spec,
-    exec_process, image_volumes, seccomp::Profile,
+    AppArmor, ContainerInput, ContainerSpec, DeviceKind, HostFacts, ImageDefaults, ImageVolume, OpenFiles,
+    PidNamespace, PodFiles, PodNamespaces, ResolvedDevice, ResolvedUser, SpecError, capabilities_from_mask,
+    container_spec, exec_process, image_volumes, seccomp::Profile,
 };
 use serde_json::Value;
 use std::path::Path;
@@ -62,6 +62,7 @@ impl Case {
                 selinux: false,
                 hostname: "node-1".into(),
                 kernel: (6, 1),
+                open_files: OpenFiles { soft: 1024, hard: 524_288 },
             },
             namespaces: PodNamespaces {
                 network: Some("/proc/42/ns/net".into()),

@@ -14,7 +14,7 @@ use berth_launcher::{
     compile::{CapSet, CompileInput},
 };
 use berth_network::Network;
-use berth_oci::{AppArmor, HostFacts, capabilities_from_mask, seccomp};
+use berth_oci::{AppArmor, HostFacts, OpenFiles, capabilities_from_mask, seccomp};
 use berth_store::{Batch, Store, StoreError};
 use berth_supervisor::client::SupervisorBinary;
 
@@ -52,6 +52,8 @@ pub struct ManagerConfig {
     pub exec_output_limit: usize,
     /// For each run of an external OCI runtime.
     pub external_timeout: Duration,
+    /// Limit on open files of containers.
+    pub open_files: OpenFiles,
 }
 
 /// The node lacks something that the manager cannot do without.
@@ -115,7 +117,7 @@ impl Host {
         let cgroups = Cgroups::detect().map_err(|err| HostError::Cgroups(Box::new(err)))?;
         let supervisor = SupervisorBinary::install(&config.supervisor, &config.root.join("bin"))
             .map_err(|err| HostError::Supervisor(Box::new(err)))?;
-        let facts = facts(&cgroups)?;
+        let facts = facts(&cgroups, config.open_files)?;
         let capabilities = CapSet::of_this_process().map_err(HostError::Capabilities)?;
         Ok(Self {
             boot_id: read_line("/proc/sys/kernel/random/boot_id")?,
@@ -175,7 +177,7 @@ impl Host {
     }
 }
 
-fn facts(cgroups: &Cgroups) -> Result<HostFacts, HostError> {
+fn facts(cgroups: &Cgroups, open_files: OpenFiles) -> Result<HostFacts, HostError> {
     let status = read("/proc/self/status")?;
     let bounding = status
         .lines()
@@ -201,6 +203,7 @@ fn facts(cgroups: &Cgroups) -> Result<HostFacts, HostError> {
         selinux: fs::exists("/sys/fs/selinux/enforce").unwrap_or(false),
         hostname: uname.nodename().to_string_lossy().into_owned(),
         kernel: kernel_version(&uname.release().to_string_lossy()),
+        open_files,
     })
 }
 

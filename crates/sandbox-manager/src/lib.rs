@@ -37,6 +37,7 @@ mod update;
 mod view;
 mod volumes;
 
+pub use berth_oci::OpenFiles;
 pub use container::{Container, ContainerState, Exit, ImageIdentity};
 pub use error::Error;
 pub use events::{Event, EventKind, Listener, TooSlow};
