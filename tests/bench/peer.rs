@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use berth_tests::{
     PATIENCE, cri::image_spec, host, image, marker_hierarchy, node, registry::Registry, remove_cgroup,
-    wait_until,
+    tools, wait_until,
 };
 use k8s_cri::v1::{
     PullImageRequest, StatusRequest, image_service_client::ImageServiceClient,
@@ -31,9 +31,6 @@ use nix::{
 use tonic::transport::Channel;
 
 use crate::under_test::{Runtime, processes_named};
-
-/// Prints the folder with the binaries.
-const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/peers/build");
 
 /// Enters the cgroup and becomes the daemon.
 const ENTER: &str = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
@@ -53,7 +50,8 @@ pub(crate) struct Containerd {
 impl Containerd {
     /// A daemon that answers, with the busybox image pulled. Builds the binaries when that has not been done yet.
     pub(crate) async fn boot() -> Result<Containerd> {
-        let tools = build()?;
+        eprintln!("berth-bench: building the peers, unless that was done before");
+        let tools = tools::peers()?;
         let tag = format!("berth-peer-{}", std::process::id());
         let dir = tempfile::Builder::new().prefix(&format!("{tag}-")).tempdir()?;
         let network = private_network()?;
@@ -164,15 +162,6 @@ impl Runtime for Containerd {
     fn keepers(&self) -> Result<Vec<i32>> {
         processes_named("containerd-shim", &format!("/{}-daemon", self.tag))
     }
-}
-
-/// The folder with the binaries.
-fn build() -> Result<PathBuf> {
-    eprintln!("berth-bench: building the peers, unless that was done before");
-    let output =
-        Command::new(BUILD).stderr(Stdio::inherit()).output().with_context(|| format!("running {BUILD}"))?;
-    ensure!(output.status.success(), "{BUILD} ended with {}", output.status);
-    Ok(String::from_utf8(output.stdout).context("the folder's name")?.trim().into())
 }
 
 /// A new network namespace in which the loopback interface is up.

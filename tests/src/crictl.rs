@@ -1,43 +1,28 @@
-//! The real crictl, built by `tests/tools/build`.
+//! The real crictl.
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Output,
     sync::OnceLock,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::PATIENCE;
+use crate::{PATIENCE, tools};
 
-/// The script that builds the tools once and prints where they are.
-const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/build");
-
-/// The folder with crictl.
-pub fn tools() -> Result<&'static Path> {
+/// The folder with crictl; asked for once, since asking starts Go.
+fn folder() -> Result<&'static Path> {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     if let Some(folder) = FOLDER.get() {
         return Ok(folder);
     }
-    let folder = build(&[])?;
+    let folder = tools::cri()?;
     Ok(FOLDER.get_or_init(|| folder))
-}
-
-/// The same folder, with critest in it.
-pub fn tools_with_critest() -> Result<PathBuf> {
-    build(&["critest"])
-}
-
-fn build(arguments: &[&str]) -> Result<PathBuf> {
-    let output = Command::new(BUILD).args(arguments).output().context("running tests/tools/build")?;
-    ensure!(output.status.success(), "tests/tools/build failed: {}", String::from_utf8_lossy(&output.stderr));
-    let folder = String::from_utf8(output.stdout).context("tests/tools/build prints a path")?;
-    Ok(PathBuf::from(folder.trim()))
 }
 
 /// crictl with a configuration file, ready to be started; killed when its handle is dropped.
 pub(crate) fn command(config: &Path, arguments: &[&str]) -> Result<tokio::process::Command> {
-    let mut command = tokio::process::Command::new(tools()?.join("crictl"));
+    let mut command = tokio::process::Command::new(folder()?.join("crictl"));
     command.arg("--config").arg(config).args(arguments).kill_on_drop(true);
     Ok(command)
 }

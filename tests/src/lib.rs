@@ -8,12 +8,14 @@
 //! The binaries come from `$BERTH_BIN_DIR` (`make test` sets it), else from the folder cargo built the test in.
 
 pub mod cri;
-pub mod crictl;
+mod crictl;
 pub mod host;
 pub mod image;
+pub mod kubelet;
 mod leak;
 pub mod node;
 pub mod registry;
+pub mod tools;
 mod wait;
 
 use std::panic::{AssertUnwindSafe, resume_unwind};

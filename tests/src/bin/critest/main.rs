@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use berth_tests::{Node, Options, crictl, image};
+use berth_tests::{Node, Options, image, tools};
 use clap::Parser;
 
 use self::report::{Outcome, Spec};
@@ -108,7 +108,7 @@ async fn main() -> ExitCode {
 async fn test(arguments: &Arguments) -> Result<bool> {
     let critest = match &arguments.critest {
         Some(file) => file.canonicalize().with_context(|| format!("finding {}", file.display()))?,
-        None => crictl::tools_with_critest()?.join("critest"),
+        None => tools::cri_with_critest()?.join("critest"),
     };
     let node = Node::boot(Options::without_images()).await?;
     image::critest::push(node.registry()).context("building critest's images")?;
