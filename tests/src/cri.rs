@@ -334,7 +334,7 @@ impl Container<'_> {
     pub fn log(&self) -> Result<Vec<LogLine>> {
         let text = std::fs::read(&self.log_path)
             .with_context(|| format!("reading the log {}", self.log_path.display()))?;
-        String::from_utf8(text)?.split_terminator('\n').map(LogLine::parse).collect()
+        LogLine::parse_all(&String::from_utf8(text)?)
     }
 
     /// What the container wrote to standard output, put together from its log.
@@ -381,6 +381,11 @@ pub struct LogLine {
 }
 
 impl LogLine {
+    /// A log file's content.
+    pub fn parse_all(text: &str) -> Result<Vec<LogLine>> {
+        text.split_terminator('\n').map(LogLine::parse).collect()
+    }
+
     /// `<timestamp> <stdout|stderr> <F|P> <content>`.
     fn parse(line: &str) -> Result<LogLine> {
         let mut fields = line.splitn(4, ' ');

@@ -12,7 +12,6 @@ use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::clock::unix_nanos;
 use crate::code::Coded;
 use crate::config::Config;
 use crate::reply::{node, pods as reply};
@@ -164,7 +163,7 @@ impl RuntimeService for RuntimeHandlers {
     ) -> Result<Response<PodSandboxStatusResponse>, Status> {
         let request = received(request);
         let view = self.manager.sandbox(&request.pod_sandbox_id).map_err(Coded::into_status)?;
-        let mut status = reply::sandbox_status(&view, unix_nanos());
+        let mut status = reply::sandbox_status(&view);
         if request.verbose {
             status.info = reply::sandbox_info(&view);
         }

@@ -55,8 +55,8 @@ pub fn push(registry: &Registry) -> Result<()> {
         Ok(())
     };
     put(format!("{E2E}/busybox"), "1.29-2", &base)?;
-    put(format!("{E2E}/nginx"), "1.14-2", &nginx(&base, 80)?)?;
-    put(format!("{STAGING}/hostnet-nginx-{}", native_architecture()), "latest", &nginx(&base, 12_003)?)?;
+    put(format!("{E2E}/nginx"), "1.14-2", &nginx()?)?;
+    put(format!("{STAGING}/hostnet-nginx-{}", native_architecture()), "latest", &nginx_on(12_003)?)?;
     put(format!("{E2E}/httpd"), "2.4.39-4", &httpd(&base))?;
     put(format!("{E2E}/nonewprivs"), "1.3", &nonewprivs(&base)?)?;
     put("pause".to_owned(), "3.9", &marked(&base, "pause"))?;
@@ -139,8 +139,12 @@ fn httpd(base: &Image) -> Image {
     image
 }
 
-/// Debian's nginx, its logs on the standard streams.
-fn nginx(base: &Image, port: u16) -> Result<Image> {
+/// Debian's nginx on port 80 with what is in /www, its logs on the standard streams.
+pub fn nginx() -> Result<Image> {
+    nginx_on(80)
+}
+
+fn nginx_on(port: u16) -> Result<Image> {
     let config = format!(
         "user www-data;
 worker_processes 1;
@@ -164,7 +168,7 @@ http {{
         .dir("var/lib/nginx", 0o755)
         .dir("www", 0o755)
         .file("www/index.html", 0o644, PAGE);
-    let mut image = with_layer(base, layer);
+    let mut image = with_layer(&base()?, layer);
     image.config.cmd = words(&["nginx", "-g", "daemon off;"]);
     Ok(image)
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use futures::{SinkExt as _, StreamExt as _};
+use reqwest::Url;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -24,15 +25,17 @@ pub struct Ran {
 impl Kubelet<'_> {
     /// Runs a command with these bytes and then the end on its standard input.
     pub async fn exec(&self, pod: &str, container: &str, command: &[&str], input: &[u8]) -> Result<Ran> {
-        let words: String = command.iter().map(|word| format!("&command={word}")).collect();
         let (pod, port) = (pod_name(pod), self.address.port());
-        let url = format!("wss://{NAME}:{port}/exec/default/{pod}/{container}?input=1&output=1&error=1{words}");
-        tokio::time::timeout(PATIENCE, self.converse(url, input))
+        let mut url = Url::parse(&format!("wss://{NAME}:{port}/exec/default/{pod}/{container}"))?;
+        let streams = ["input", "output", "error"].map(|stream| (stream, "1"));
+        let words = command.iter().map(|word| ("command", *word));
+        url.query_pairs_mut().extend_pairs(streams.into_iter().chain(words));
+        tokio::time::timeout(PATIENCE, self.converse(url.as_str(), input))
             .await
             .context("the command's streams did not end")?
     }
 
-    async fn converse(&self, url: String, input: &[u8]) -> Result<Ran> {
+    async fn converse(&self, url: &str, input: &[u8]) -> Result<Ran> {
         let socket = TcpStream::connect(self.address).await?;
         let socket =
             TlsConnector::from(self.tls.clone()).connect(ServerName::try_from(NAME)?, socket).await?;

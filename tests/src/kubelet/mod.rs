@@ -18,6 +18,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use reqwest::Url;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject as _},
@@ -105,23 +106,23 @@ impl<'n> Kubelet<'n> {
         self.dir.join("manifests").join(format!("{name}.json"))
     }
 
-    /// GET; the body of a successful answer.
+    /// GET from kubelet itself; the body of a successful answer.
     pub async fn get(&self, path: &str) -> Result<String> {
-        self.request(reqwest::Method::GET, path).await
+        body(self.http.get(self.url(path)).timeout(PATIENCE)).await
     }
 
-    /// POST without a body; the body of a successful answer.
-    pub async fn post(&self, path: &str) -> Result<String> {
-        self.request(reqwest::Method::POST, path).await
+    /// The same, whose answer comes bit by bit for as long as it takes.
+    pub async fn follow(&self, path: &str) -> Result<String> {
+        body(self.http.get(self.url(path))).await
     }
 
-    async fn request(&self, method: reqwest::Method, path: &str) -> Result<String> {
-        let url = format!("https://{}:{}/{path}", config::NAME, self.address.port());
-        let answer = self.http.request(method, url).timeout(PATIENCE).send().await?;
-        let status = answer.status();
-        let body = answer.text().await?;
-        ensure!(status.is_success(), "{path}: {status}: {body}");
-        Ok(body)
+    /// GET from somewhere else.
+    pub async fn fetch(&self, url: &str) -> Result<String> {
+        body(self.http.get(url).timeout(PATIENCE)).await
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("https://{}:{}/{path}", config::NAME, self.address.port())
     }
 
     /// A pod as kubelet would tell the API server of it.
@@ -133,21 +134,34 @@ impl<'n> Kubelet<'n> {
         found.cloned().with_context(|| format!("kubelet has no pod {full}"))
     }
 
-    /// A container's log as kubelet serves it; `query` as in `previous=true`.
-    pub async fn logs(&self, pod: &str, container: &str, query: &str) -> Result<String> {
-        self.get(&format!("containerLogs/default/{}/{container}?{query}", pod_name(pod))).await
+    /// The path of a container's log as kubelet serves it; `query` as in `previous=true`.
+    pub fn logs(pod: &str, container: &str, query: &str) -> String {
+        format!("containerLogs/default/{}/{container}?{query}", pod_name(pod))
     }
 
-    /// Runs a command without streams (ExecSync). Words may not have spaces.
+    /// Runs a command without streams (ExecSync); kubelet takes words only.
     pub async fn run(&self, pod: &str, container: &str, command: &str) -> Result<String> {
-        let command = command.replace(' ', "+");
-        self.post(&format!("run/default/{}/{container}?cmd={command}", pod_name(pod))).await
+        let url = self.url(&format!("run/default/{}/{container}", pod_name(pod)));
+        let url = Url::parse_with_params(&url, [("cmd", command)])?;
+        body(self.http.post(url).timeout(PATIENCE)).await
     }
 
-    /// Where kubelet keeps a pod's logs.
-    pub fn log_folder(&self, pod: &Value) -> Result<PathBuf> {
-        let of = |field: &str| pod["metadata"][field].as_str().with_context(|| format!("{field} of {pod}"));
-        Ok(self.dir.join("logs").join(format!("{}_{}_{}", of("namespace")?, of("name")?, of("uid")?)))
+    /// What it has mounted for its pods.
+    pub fn mounts(&self) -> Result<Vec<PathBuf>> {
+        let root = self.dir.join("root");
+        let points = host::mounts("self")?.into_iter().map(|mount| mount.mount_point);
+        Ok(points.filter(|point| point.starts_with(&root) && *point != root).collect())
+    }
+
+    /// The cgroups of its pods in a hierarchy.
+    pub fn pod_cgroups(&self, hierarchy: &Path) -> Vec<PathBuf> {
+        let pods = hierarchy.join(config::cgroup(self.node).trim_start_matches('/')).join("kubepods");
+        ["", "burstable", "besteffort"]
+            .iter()
+            .filter_map(|class| fs::read_dir(pods.join(class)).ok())
+            .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+            .filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"pod")))
+            .collect()
     }
 
     /// The newest part of its log.
@@ -166,12 +180,8 @@ impl<'n> Kubelet<'n> {
     /// Ends it, once its pods are gone, and removes what it made. Fails if any of it is still in use.
     pub async fn stop(mut self) -> Result<()> {
         self.terminate().await?;
-        let below: Vec<PathBuf> = host::mounts("self")?
-            .into_iter()
-            .map(|mount| mount.mount_point)
-            .filter(|path| path.starts_with(&self.dir) && *path != self.dir.join("root"))
-            .collect();
-        ensure!(below.is_empty(), "kubelet left mounts: {below:?}");
+        let left = self.mounts()?;
+        ensure!(left.is_empty(), "kubelet left mounts: {left:?}");
         umount2(&self.dir.join("root"), MntFlags::empty()).context("unmounting kubelet's root")?;
         for hierarchy in host::cgroup_hierarchies()?.values() {
             remove_cgroup(&hierarchy.join(config::cgroup(self.node).trim_start_matches('/')))?;
@@ -185,6 +195,14 @@ impl<'n> Kubelet<'n> {
         tokio::time::timeout(DRAIN, self.process.wait()).await.context("kubelet did not end")??;
         Ok(())
     }
+}
+
+async fn body(request: reqwest::RequestBuilder) -> Result<String> {
+    let answer = request.send().await?;
+    let status = answer.status();
+    let body = answer.text().await?;
+    ensure!(status.is_success(), "{status}: {body}");
+    Ok(body)
 }
 
 /// The name of a pod from a file, which tells the node.

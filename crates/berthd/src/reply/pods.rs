@@ -11,7 +11,7 @@ use berth_cri::runtime::v1::{
 use berth_oci::cri_signal;
 use berth_sandbox_manager::{
     Container as PodContainer, ContainerState as State, Event, EventKind, PodView, Sandbox, SandboxPhase,
-    TimelineStep, UnixNanos,
+    TimelineStep,
 };
 use serde_json::{Value, json};
 
@@ -82,8 +82,8 @@ fn image_spec(container: &PodContainer) -> ImageSpec {
     ImageSpec { image: container.image.name.clone(), ..asked }
 }
 
-/// PodSandboxStatus of a pod with its containers, all from one look at it at `timestamp`.
-pub(crate) fn sandbox_status(view: &PodView, timestamp: UnixNanos) -> PodSandboxStatusResponse {
+/// PodSandboxStatus of a pod with its containers, all from one look at it.
+pub(crate) fn sandbox_status(view: &PodView) -> PodSandboxStatusResponse {
     let sandbox = &view.sandbox;
     PodSandboxStatusResponse {
         status: Some(PodSandboxStatus {
@@ -101,7 +101,9 @@ pub(crate) fn sandbox_status(view: &PodView, timestamp: UnixNanos) -> PodSandbox
         }),
         info: Info::new(),
         containers_statuses: view.containers.values().map(|container| container_status(container)).collect(),
-        timestamp,
+        // With a time here and EventedPLEG on, kubelet (1.33 to 1.37) takes the statuses above and forgets to note which
+        // belong to the current sandbox: it runs init containers again and again. Without one it asks for each.
+        timestamp: 0,
     }
 }
 
@@ -168,7 +170,7 @@ pub(crate) fn event(event: &Event) -> ContainerEventResponse {
         EventKind::Stopped => ContainerEventType::ContainerStoppedEvent,
         EventKind::Deleted => ContainerEventType::ContainerDeletedEvent,
     };
-    let pod = sandbox_status(&event.pod, event.at);
+    let pod = sandbox_status(&event.pod);
     ContainerEventResponse {
         container_id: event.id.clone(),
         container_event_type: kind.into(),
