@@ -231,18 +231,25 @@ fn spawn(binary: &Path, dir: &Path, config: &Path) -> Result<Child> {
         .context("starting kubelet")
 }
 
-/// cpuset's lists begin empty in a new cgroup, and then it takes no process.
+/// Makes a cgroup that has every controller and can hold processes.
 fn make_cgroup(hierarchy: &Path, path: &str) -> Result<()> {
     let mut folder = hierarchy.to_owned();
     for part in path.split('/').filter(|part| !part.is_empty()) {
         let parent = folder.clone();
         folder.push(part);
+        // Version 2 gives a cgroup the controllers that its parent's list names.
+        if let Ok(controllers) = fs::read_to_string(parent.join("cgroup.controllers")) {
+            for controller in controllers.split_whitespace() {
+                fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}"))
+                    .with_context(|| format!("enabling {controller} below {}", parent.display()))?;
+            }
+        }
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        for list in ["cpuset.cpus", "cpuset.mems"] {
-            if fs::read_to_string(folder.join(list)).is_ok_and(|set| set.trim().is_empty())
-                && host::cgroup_version() == 1
-            {
-                fs::write(folder.join(list), fs::read(parent.join(list))?)?;
+        // Version 1's lists begin empty, and then no process may enter.
+        for list in ["cpuset.cpus", "cpuset.mems"].map(|list| folder.join(list)) {
+            if host::cgroup_version() == 1 && fs::read_to_string(&list).is_ok_and(|set| set.trim().is_empty()) {
+                let name = list.file_name().context("a list's name")?;
+                fs::write(&list, fs::read(parent.join(name))?)?;
             }
         }
     }
