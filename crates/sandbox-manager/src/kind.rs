@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 /// What a container is to its pod (DESIGN, "The four container kinds").
 ///
 /// CRI does not say it, so a container that kubelet or crictl made is [`Standard`](ContainerKind::Standard) unless
 /// its annotation `berth.dev/container-kind` says otherwise. The order of the variants is the order in which several
 /// containers are stopped together: those nobody depends on first, sidecars last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ContainerKind {
     /// Added to look into a running pod.
     Ephemeral,

@@ -29,6 +29,7 @@ mod pod;
 mod propagation;
 mod recovery;
 mod sandbox;
+pub mod sequence;
 mod session;
 mod start_stop;
 mod stream;
