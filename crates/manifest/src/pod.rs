@@ -122,7 +122,13 @@ impl Metadata {
         let read = fields.object("metadata", |fields| {
             fields.skip(&["creationTimestamp", "resourceVersion", "generation", "managedFields", "selfLink"]);
             fields.meaningless(
-                &["generateName", "ownerReferences", "finalizers", "deletionTimestamp"],
+                &[
+                    "generateName",
+                    "ownerReferences",
+                    "finalizers",
+                    "deletionTimestamp",
+                    "deletionGracePeriodSeconds",
+                ],
                 CLUSTER,
             );
             let namespace = fields.checked("namespace", names::label).unwrap_or_else(|| "default".to_owned());

@@ -6,6 +6,8 @@ use berth_manifest::{
     Content, DnsPolicy, EnvValue, FieldPath, Hook, Manifests, Medium, Pod, PortRef, ProbeAction, PullPolicy,
     RestartPolicy, Seccomp, Source, Startup, Strictness, VolumeSource, read,
 };
+use proptest::prelude::*;
+use serde_json::Value;
 
 fn read_all(text: &str, strictness: Strictness) -> Result<Manifests, String> {
     read(&[Source { name: "pod.yaml", text }], strictness).map_err(|faults| faults.to_string())
@@ -369,4 +371,85 @@ fn text_that_is_no_manifest_is_named_as_such() {
 #[test]
 fn a_key_that_comes_twice_is_refused() {
     assert_eq!(faults(&with_container("    image: other\n")).len(), 1);
+}
+
+/// Values of every type below keys that manifests have, so that readers meet what they do not expect.
+fn anything() -> impl Strategy<Value = Value> {
+    let keys = prop::sample::select(vec![
+        "apiVersion",
+        "kind",
+        "metadata",
+        "spec",
+        "name",
+        "image",
+        "containers",
+        "initContainers",
+        "env",
+        "valueFrom",
+        "volumes",
+        "emptyDir",
+        "sizeLimit",
+        "projected",
+        "sources",
+        "items",
+        "ports",
+        "containerPort",
+        "livenessProbe",
+        "httpGet",
+        "port",
+        "securityContext",
+        "resources",
+        "limits",
+        "cpu",
+        "restartPolicy",
+        "ephemeralContainers",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        prop::sample::select(vec![
+            "v1",
+            "Pod",
+            "List",
+            "Secret",
+            "EphemeralContainers",
+            "Always",
+            "web",
+            "1Gi",
+            ""
+        ])
+        .prop_map(Value::from),
+        "\\PC{0,12}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(6, 64, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((keys.clone(), inner), 0..6).prop_map(|entries| {
+                Value::Object(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_survived(text in "\\PC*|([ -]{0,4}[a-z]{0,3}[:&*!|>{}\\[\\],\"' ]{0,3}\n){0,12}") {
+        let _ = read_all(&text, Strictness::Lenient);
+    }
+
+    #[test]
+    fn any_object_is_survived_and_its_faults_have_paths(kind in "Pod|Secret|ConfigMap|EphemeralContainers", mut value in anything()) {
+        if let Some(object) = value.as_object_mut() {
+            object.insert("kind".to_owned(), kind.into());
+            object.insert("apiVersion".to_owned(), "v1".into());
+        }
+        let text = value.to_string();
+        for strictness in [Strictness::Strict, Strictness::Lenient] {
+            if let Err(faults) = read(&[Source { name: "pod.yaml", text: &text }], strictness) {
+                prop_assert!(!faults.0.is_empty());
+                prop_assert!(faults.0.iter().all(|fault| !fault.path.ends_with('.')), "{faults}");
+            }
+        }
+    }
 }
