@@ -13,6 +13,7 @@
 
 mod config;
 mod container;
+pub mod cri;
 mod document;
 mod env;
 mod ephemeral;
