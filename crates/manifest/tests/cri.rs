@@ -45,7 +45,8 @@ fn sandbox(pod: &Pod) -> PodSandboxConfig {
 
 fn container(pod: &Pod) -> ContainerConfig {
     let places = |mount: &Mount| PathBuf::from(format!("/volumes/{}", mount.volume));
-    with_facts(|facts| cri::container(pod, &pod.standard[0], 3, None, facts, &places)).unwrap()
+    let made = with_facts(|facts| cri::container(pod, &pod.standard[0], 3, None, facts, &places));
+    made.unwrap_or_else(|problem| panic!("{problem}"))
 }
 
 #[test]

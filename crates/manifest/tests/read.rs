@@ -14,7 +14,7 @@ fn read_all(text: &str, strictness: Strictness) -> Result<Manifests, String> {
 }
 
 fn pod(text: &str) -> Pod {
-    let mut manifests = read_all(text, Strictness::Strict).unwrap();
+    let mut manifests = read_all(text, Strictness::Strict).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(manifests.pods.len(), 1);
     manifests.pods.remove(0)
 }
