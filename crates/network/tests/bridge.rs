@@ -175,7 +175,9 @@ fn a_udp_sender_that_never_stops_follows_its_port_to_the_next_pod() {
         for id in ["first", "second"] {
             let dns = pod(&network, id, vec![port(Protocol::Udp, "", 5353, 53)]).await;
             let _server = Server::start(&dns.netns, 53);
-            assert_eq!(ask(), Ok("192.0.2.2".to_owned()), "{id}");
+            // A busy machine may lose one question. An entry that was not forgotten would take all of them.
+            let answer = (0..10).map(|_| ask()).find(Result::is_ok);
+            assert_eq!(answer, Some(Ok("192.0.2.2".to_owned())), "{id}");
             network.detach(id).await.unwrap();
         }
         network.detach("early").await.unwrap();
