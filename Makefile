@@ -1,12 +1,12 @@
 # Everything a person types here. Binaries go to target/release; tests run in the dev profile (see tests/all).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test critest build run bench lint fuzz deps clean
+.PHONY: help demo test test-kubelet test-cgroup2 critest build run bench lint fuzz deps clean
 
 bin := target/release
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## a pod from pull to removal with crictl, on a daemon of its own
 	tests/demo/run $(bin)
@@ -14,8 +14,15 @@ demo: build ## a pod from pull to removal with crictl, on a daemon of its own
 test: deps ## format, lints, all tests, a short fuzz and the demo
 	tests/all
 
-critest: build ## kubelet's validation suite against a daemon of its own; ARGS=--help says how to choose from it
-	BERTH_BIN_DIR=$(CURDIR)/$(bin) $(bin)/berth-critest --output target/critest $(ARGS)
+test-kubelet: deps ## what a stock kubelet makes of it; part of `make test`, as is what follows
+	cargo build --locked --workspace --bins
+	cargo test --locked --workspace --test kubelet
+
+test-cgroup2: deps ## critest and the integration tests in the user-mode kernel, on cgroup v2; ARGS='pods logs' for some of it
+	tests/uml/suite $(ARGS)
+
+critest: build ## kubelet's validation suite on cgroup v1 and v2, over SPDY and WebSocket; ARGS='--focus NRI' for some of it
+	tests/critest/run $(bin) $(ARGS)
 
 # One selection of packages everywhere, so that no crate is built twice with other features.
 build: deps ## release binaries, in target/release

@@ -20,10 +20,9 @@ mod under_test;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use berth_tests::{Node, Options};
+use anyhow::{Context, Result};
+use berth_tests::{Node, Options, program};
 use clap::{Parser, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::{large_image::LargeImage, peer::Containerd, report::Measured, under_test::Runtime};
 
@@ -55,36 +54,10 @@ enum Peer {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // One thread, so that the client takes as little as can be of the machine that is measured.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into()),
-    };
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            // What is dropped half-way cleans up after itself.
-            outcome = run(&arguments) => outcome,
-            stopped = asked_to_stop() => stopped,
-        }
-    });
-    runtime.shutdown_background();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
-    }
-}
-
-fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("berth-bench: {error:#}");
-    ExitCode::FAILURE
-}
-
-async fn asked_to_stop() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-        _ = terminate.recv() => {}
-    }
-    bail!("stopped by a signal")
+    program::run("berth-bench", tokio::runtime::Builder::new_current_thread(), async {
+        run(&arguments).await?;
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use berth_tests::{
-    PATIENCE, cri::image_spec, host, image, marker_hierarchy, node, registry::Registry, remove_cgroup,
-    tools, wait_until,
+    PATIENCE, cri::image_spec, host, image, marker_hierarchy, node, registry::Registry, remove_cgroup, tools,
+    wait_until,
 };
 use k8s_cri::v1::{
     PullImageRequest, StatusRequest, image_service_client::ImageServiceClient,

@@ -189,6 +189,12 @@ const EXPLAINED: &[Explained] = &[
         text: "",
         reason: "crun's exec leaves the score as it inherits it",
     },
+    Explained {
+        runtime: "runc, exec",
+        section: "limits",
+        text: "Max open files",
+        reason: "Go raises its own soft limit to the hard one, and this runc's exec passes that on",
+    },
 ];
 
 fn is_explained(who: &str, section: &str, line: &str) -> bool {

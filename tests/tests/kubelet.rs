@@ -18,9 +18,7 @@ use berth_tests::{
     on_node, wait_until,
 };
 use flate2::read::GzDecoder;
-use k8s_cri::v1::{
-    ContainerStatus, ContainerStatusRequest, ListContainersRequest, ListPodSandboxRequest,
-};
+use k8s_cri::v1::{ContainerStatus, ContainerStatusRequest, ListContainersRequest, ListPodSandboxRequest};
 use serde_json::{Value, json};
 
 /// Long enough for kubelet, which looks around once a second.
@@ -154,7 +152,8 @@ fn a_pod_comes_heals_and_goes_in_the_right_order() {
 
         let ip = pod["status"]["podIP"].as_str().context("the pod's address")?;
         ensure!(kubelet.fetch(&format!("http://{ip}/index.html")).await? == "prepared\n");
-        let ran = kubelet.exec("web", "side", &["sh", "-c", "cat; echo err >&2; exit 7"], b"to and fro").await?;
+        let ran =
+            kubelet.exec("web", "side", &["sh", "-c", "cat; echo err >&2; exit 7"], b"to and fro").await?;
         ensure!(ran.stdout == "to and fro" && ran.stderr == "err\n", "{ran:?}");
         ensure!(ran.status.contains(r#"{"reason":"ExitCode","message":"7"}"#), "{ran:?}");
 
@@ -194,7 +193,8 @@ fn a_pod_comes_heals_and_goes_in_the_right_order() {
         ensure!(times.is_sorted(), "{times:?}");
 
         wait_until("kubelet to collect the rest", COLLECTED, async || {
-            let pods = node.runtime().list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+            let pods =
+                node.runtime().list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
             ensure!(pods.is_empty(), "{pods:?}");
             ensure!(containers(node).await?.is_empty());
             Ok(())
@@ -212,7 +212,8 @@ fn a_pod_comes_heals_and_goes_in_the_right_order() {
 #[test]
 fn a_log_is_rotated_without_loss_and_a_killed_daemon_is_not_noticed() {
     on_kubelet(Options::default(), async |node, kubelet| {
-        let count = "until test -e /shared/enough; do i=$((i+1)); echo line $i; usleep 3000; done; echo the end";
+        let count =
+            "until test -e /shared/enough; do i=$((i+1)); echo line $i; usleep 3000; done; echo the end";
         let mut chatty = pod("chatty", &[], &[script("count", count)]);
         chatty["spec"]["restartPolicy"] = json!("Never");
         kubelet.put("chatty", &chatty)?;
@@ -301,6 +302,23 @@ fn statistics_and_events_come_from_the_runtime_where_kubelet_asks_for_them() {
         let own = kubelet.get("metrics").await?;
         ensure!(own.contains("kubelet_evented_pleg_connection_success_count 1\n"), "{own}");
         ensure!(own.contains("kubelet_evented_pleg_connection_error_count 0\n"), "{own}");
+        kubelet.take("web")?;
+        forgotten(kubelet, "web").await
+    });
+}
+
+#[test]
+fn a_new_kubelet_finds_what_runs_and_leaves_it_alone() {
+    on_kubelet(Options::default(), async |node, kubelet| {
+        kubelet.put("web", &web())?;
+        ready(kubelet, "web", "nginx", 0).await?;
+        let before = containers(node).await?;
+        kubelet.restart().await?;
+        ready(kubelet, "web", "nginx", 0).await?;
+        // Two more rounds of its loop.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let after = containers(node).await?;
+        ensure!(after == before, "{before:?}\n{after:?}");
         kubelet.take("web")?;
         forgotten(kubelet, "web").await
     });

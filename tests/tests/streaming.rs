@@ -182,7 +182,7 @@ fn a_follower_that_does_not_read_stops_neither_container_nor_log() {
         let pod = node.run_pod(node.pod("web")).await?;
         let mut config = script(
             "main",
-            "read go; i=0; while [ $i -lt 3000 ]; do echo $i 0123456789012345678901234567890123456789; i=$((i+1)); done; yes | head -c 8000000; exit 0",
+            "read go; i=0; while [ $i -lt 3000 ]; do echo $i 0123456789012345678901234567890123456789; i=$((i+1)); done; yes $(printf %0100d) | head -c 8000000; exit 0",
         );
         config.stdin = true;
         let container = pod.run(config).await?;

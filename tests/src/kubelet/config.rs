@@ -45,8 +45,13 @@ pub(super) fn file(node: &Node, dir: &Path, port: u16, options: &Options) -> Val
         names.iter().map(|name| ((*name).to_owned(), value.clone())).collect()
     };
     // Nothing is to be evicted or collected because the machine is short of something.
-    let signals =
-        ["memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"];
+    let signals = [
+        "memory.available",
+        "nodefs.available",
+        "nodefs.inodesFree",
+        "imagefs.available",
+        "imagefs.inodesFree",
+    ];
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",

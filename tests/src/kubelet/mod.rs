@@ -65,7 +65,8 @@ impl<'n> Kubelet<'n> {
         }
         let root = dir.join("root");
         let none = None::<&str>;
-        mount(Some(&root), &root, none, MsFlags::MS_BIND, none).context("making a mount of kubelet's root")?;
+        mount(Some(&root), &root, none, MsFlags::MS_BIND, none)
+            .context("making a mount of kubelet's root")?;
         mount(none, &root, none, MsFlags::MS_SHARED, none).context("sharing kubelet's root")?;
 
         let file = dir.join("config.json");
@@ -247,7 +248,8 @@ fn make_cgroup(hierarchy: &Path, path: &str) -> Result<()> {
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         // Version 1's lists begin empty, and then no process may enter.
         for list in ["cpuset.cpus", "cpuset.mems"].map(|list| folder.join(list)) {
-            if host::cgroup_version() == 1 && fs::read_to_string(&list).is_ok_and(|set| set.trim().is_empty()) {
+            if host::cgroup_version() == 1 && fs::read_to_string(&list).is_ok_and(|set| set.trim().is_empty())
+            {
                 let name = list.file_name().context("a list's name")?;
                 fs::write(&list, fs::read(parent.join(name))?)?;
             }

@@ -55,7 +55,13 @@ pub const CNI_BRIDGE: &str = r#"{
   }]
 }"#;
 
-/// Set to `cni` where the kernel lacks what the built-in network needs: nodes have [`CNI_BRIDGE`] instead.
+/// The plugin for host ports, to stand after the bridge.
+const CNI_PORTMAP: &str = r#"    "type": "portmap",
+    "capabilities": { "portMappings": true }
+"#;
+
+/// Set to `cni` where the kernel lacks what the built-in network needs: nodes have [`CNI_BRIDGE`] instead, and host ports
+/// by [`CNI_PORTMAP`].
 const NETWORK_VARIABLE: &str = "BERTH_TEST_NETWORK";
 
 /// How a node differs from the usual one.
@@ -82,7 +88,7 @@ impl Default for Options {
             extra_config: String::new(),
             cni_conflist: std::env::var(NETWORK_VARIABLE)
                 .is_ok_and(|network| network == "cni")
-                .then(|| CNI_BRIDGE.to_owned()),
+                .then(|| CNI_BRIDGE.replace("  }]", &format!("  }}, {{\n{CNI_PORTMAP}  }}]"))),
             ipv4_prefix: 24,
             log_level: "debug".to_owned(),
         }

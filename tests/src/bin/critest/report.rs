@@ -48,6 +48,17 @@ impl Outcome {
     }
 }
 
+/// Above the rows.
+pub(crate) const HEADING: &str = "                       passed  failed  skipped\n";
+
+/// A line of the table: how many passed, failed, were skipped.
+pub(crate) fn row(title: &str, specs: &[Spec]) -> String {
+    let count = |wanted: fn(&Outcome) -> bool| specs.iter().filter(|spec| wanted(&spec.outcome)).count();
+    let [passed, failed, skipped] =
+        [count(Outcome::is_passed), count(Outcome::is_failed), count(Outcome::is_skipped)];
+    format!("{title:<21}{passed:>8}{failed:>8}{skipped:>9}\n")
+}
+
 /// The specs that were chosen, in the order of their names. One that a filter left out has no reason and is no spec here.
 pub(crate) fn parse(report: &str) -> Result<Vec<Spec>> {
     let suites: Value = serde_json::from_str(report).context("reading critest's report")?;
