@@ -4,7 +4,7 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,8 +15,8 @@ use berth_tests::{
 };
 use k8s_cri::v1::{AttachRequest, ExecRequest, PortForwardRequest};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    process::Child,
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout},
 };
 
 const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
@@ -138,20 +138,23 @@ fn an_attachment_sees_output_from_now_on_and_stdin_once_ends_with_it() {
             container.wait_log(1).await?;
             // Several at once see the same.
             let mut watching = start(node, &["attach", "-r", transport, &container.id])?;
-            let mut seen = watching.stdout.take().context("stdout")?;
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let ran = crictl(node, &["attach", "-r", transport, "-i", &container.id], b"one\ntwo\n").await?;
-            ensure!(ran.success, "{transport}: {ran:?}");
-            ensure!(
-                ran.stdout == b"got one\ngot two\nover\n",
-                "{transport}: {:?}",
-                String::from_utf8_lossy(&ran.stdout)
-            );
-            let mut text = String::new();
-            tokio::time::timeout(PATIENCE, seen.read_to_string(&mut text)).await??;
-            ensure!(text == "got one\ngot two\nover\n", "{transport}: the watcher saw {text:?}");
+            let mut talking = start(node, &["attach", "-r", transport, "-i", &container.id])?;
+            let mut stdin = talking.stdin.take().context("stdin")?;
+            let mut seen = BufReader::new(watching.stdout.take().context("stdout")?);
+            ensure!(talk_until_seen(&mut stdin, &mut seen).await? == "got hello\n");
+            stdin.write_all(b"one\ntwo\n").await?;
+            drop(stdin);
+            let talked = tokio::time::timeout(PATIENCE, talking.wait_with_output()).await??;
+            ensure!(talked.status.success(), "{transport}: {talked:?}");
+            let mut watched = String::new();
+            tokio::time::timeout(PATIENCE, seen.read_to_string(&mut watched)).await??;
+            for text in [String::from_utf8(talked.stdout)?, watched] {
+                let end = text.trim_start_matches("got hello\n");
+                ensure!(end == "got one\ngot two\nover\n", "{transport}: {text:?}");
+            }
             ensure!(container.wait_exited().await?.exit_code == 0);
-            ensure!(container.log_text()? == "before\ngot one\ngot two\nover\n");
+            let log = container.log_text()?.replace("got hello\n", "");
+            ensure!(log == "before\ngot one\ngot two\nover\n", "{log:?}");
         }
         Ok(())
     });
@@ -182,14 +185,17 @@ fn a_follower_that_does_not_read_stops_neither_container_nor_log() {
         let pod = node.run_pod(node.pod("web")).await?;
         let mut config = script(
             "main",
-            "read go; i=0; while [ $i -lt 3000 ]; do echo $i 0123456789012345678901234567890123456789; i=$((i+1)); done; yes $(printf %0100d) | head -c 8000000; exit 0",
+            "while read line && [ $line = hello ]; do echo hello; done; yes $(printf %0100d) | head -c 8000000",
         );
         config.stdin = true;
         let container = pod.run(config).await?;
-        // Its pipe is never read.
-        let stalled = start(node, &["attach", &container.id])?;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        crictl_detached(node, &container.id).await?;
+        // Its pipe is not read any more.
+        let mut stalled = start(node, &["attach", &container.id])?;
+        let mut talking = start(node, &["attach", "-i", &container.id])?;
+        let mut stdin = talking.stdin.take().context("stdin")?;
+        let mut seen = BufReader::new(stalled.stdout.take().context("stdout")?);
+        talk_until_seen(&mut stdin, &mut seen).await?;
+        stdin.write_all(b"go\n").await?;
         let status = container.wait_exited().await?;
         ensure!(status.exit_code == 0, "{status:?}");
         ensure!(container.log()?.len() > 3000);
@@ -198,14 +204,19 @@ fn a_follower_that_does_not_read_stops_neither_container_nor_log() {
     });
 }
 
-/// Gives a waiting container one line.
-async fn crictl_detached(node: &Node, id: &str) -> Result<()> {
-    let mut child = start(node, &["attach", "-i", id])?;
-    let mut stdin = child.stdin.take().context("stdin")?;
-    stdin.write_all(b"go\n").await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    child.kill().await?;
-    Ok(())
+/// Says hello to a container until somebody else sees its answer: then both are attached. Returns the first answer.
+async fn talk_until_seen(stdin: &mut ChildStdin, seen: &mut BufReader<ChildStdout>) -> Result<String> {
+    let mut line = String::new();
+    let mut answer = std::pin::pin!(seen.read_line(&mut line));
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        stdin.write_all(b"hello\n").await?;
+        if let Ok(read) = tokio::time::timeout(Duration::from_millis(200), answer.as_mut()).await {
+            read?;
+            return Ok(line);
+        }
+    }
+    bail!("nobody saw an answer in {PATIENCE:?}")
 }
 
 #[test]
