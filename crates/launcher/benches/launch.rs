@@ -35,7 +35,8 @@ fn main() {
         let whole = Instant::now();
         let start = Instant::now();
         let launched =
-            container::create(plan.as_fd(), rootfs.as_fd(), Console::Pipes(stdio), PidEntry::New).unwrap();
+            container::create(plan.as_fd(), rootfs.as_fd(), None, Console::Pipes(stdio), PidEntry::New)
+                .unwrap();
         steps.add("create: until it returns", start);
         drop(rootfs);
         let mut process = Running::new(launched, streams);

@@ -5,7 +5,7 @@
 //! as well.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
@@ -13,6 +13,7 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 use crate::gate::{self, Reporter};
 pub use crate::gate::{Gate, Progress};
 use crate::sys::{self, SpawnOptions, Spawned};
+use crate::user_namespace::pid_in_procfs;
 use crate::{LaunchError, child, plan};
 
 /// The ends of three streams that the process gets as its descriptors 0, 1 and 2.
@@ -61,12 +62,14 @@ pub struct Launched {
 /// * `plan`: a file with the bytes of [`crate::compile`], such as a memfd. Read by the child, at its own offset.
 /// * `rootfs`: a detached mount (fsmount(2), open_tree(2)) that becomes the container's root. It belongs to the child
 ///   from here on: launch once with it.
+/// * `user_namespace`: the pod's, for a plan that wants it entered.
 ///
 /// # Errors
 /// See [`LaunchError`]; there is then no process.
 pub fn create(
     plan: BorrowedFd<'_>,
     rootfs: BorrowedFd<'_>,
+    user_namespace: Option<BorrowedFd<'_>>,
     console: Console,
     pid: PidEntry<'_>,
 ) -> Result<Launched, LaunchError> {
@@ -77,8 +80,9 @@ pub fn create(
         new_mount_namespace: true,
         new_pid_namespace: matches!(pid, PidEntry::New),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        ..SpawnOptions::default()
     };
-    let run = move |reporter: Reporter| child::first_process(plan, rootfs, console, reporter);
+    let run = move |reporter: Reporter| child::first_process(plan, rootfs, user_namespace, console, reporter);
     let spawned = match pid {
         PidEntry::New | PidEntry::Host => {
             sys::spawn(&options, || run(reporter)).map_err(LaunchError::Clone)?
@@ -156,19 +160,12 @@ fn unified_cgroup(path: &str) -> Result<Option<OwnedFd>, LaunchError> {
 
 /// The cgroup v2 folder in which the process behind `pidfd` is now.
 fn cgroup_of(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    let pid = info
-        .lines()
-        .find_map(|line| line.strip_prefix("Pid:"))
-        .and_then(|pid| pid.trim().parse::<i32>().ok())
-        .filter(|pid| *pid > 0)
-        .ok_or_else(|| invalid("the container has ended"))?;
+    let pid = pid_in_procfs(pidfd)?;
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = cgroups
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
-        .ok_or_else(|| invalid("the container is in no cgroup v2"))?;
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the container is in no cgroup v2"))?;
     open_folder(&format!("{}{path}", crate::cgroup::MOUNT_POINT))
 }
 

@@ -15,7 +15,7 @@
 //!                              Gate::read  ◄──end of file──────    (the gate closes on exec)
 //! ```
 //!
-//! [`cgroup`] makes, limits, reads, empties and removes cgroups, v1 and v2.
+//! [`user_namespace`] makes the user namespace of a pod, for those who hold it. [`cgroup`] makes, limits, reads, empties and removes cgroups, v1 and v2.
 //!
 //! What this crate never does: keep a table of containers, wait for a process, decide when one is stopped, read an
 //! image, make a network or pid-1 for a pod, or parse text inside the supervisor.
@@ -29,5 +29,6 @@ mod error;
 mod gate;
 pub mod plan;
 pub mod sys;
+pub mod user_namespace;
 
 pub use error::{LaunchError, StepError};

@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use common::*;
@@ -18,6 +19,7 @@ const TESTS: &[Test] = &[
     ("a_user_without_privileges_is_the_same", a_user_without_privileges_is_the_same),
     ("a_privileged_container_is_the_same", a_privileged_container_is_the_same),
     ("a_readonly_container_with_volumes_is_the_same", a_readonly_container_with_volumes_is_the_same),
+    ("a_user_namespace_is_the_same", a_user_namespace_is_the_same),
 ];
 
 fn main() -> ExitCode {
@@ -116,6 +118,31 @@ const EXPLAINED: &[Explained] = &[
         text: "/dev/null character special file 666",
         reason: "crun gives its standard input to the user even when it is /dev/null, which then belongs to the user",
     },
+    Explained {
+        runtime: "runc",
+        section: "dev",
+        text: "/dev/null character special file 666 ",
+        reason: "so does runc, in a user namespace",
+    },
+    Explained {
+        runtime: "",
+        section: "mountinfo",
+        text: " - devtmpfs devtmpfs ",
+        reason: "in a user namespace they bind the host's devices, we make the container's own",
+    },
+    Explained { runtime: "", section: "mountinfo", text: "null covers /dev/null", reason: "the same" },
+    Explained {
+        runtime: "",
+        section: "dev",
+        text: "/dev/mqueue directory 1777 ",
+        reason: "in a user namespace they make an ipc namespace as well, for us that is the pod's",
+    },
+    Explained {
+        runtime: "runc",
+        section: "mountinfo",
+        text: ": / /sys ro,nosuid,nodev,noexec,relatime - sysfs sysfs ",
+        reason: "of a network namespace that is new, the file system itself is read-only as well",
+    },
 ];
 
 fn explained(runtime: &str, section: &str, line: &str) -> bool {
@@ -143,6 +170,10 @@ fn report(output: &str) -> Report {
     *mounts = normal_mounts(mounts);
     for line in report.get_mut("cgroup").expect("the probe prints it") {
         *line = without_name(line);
+    }
+    for line in report.get_mut("dev").expect("the probe prints it") {
+        // What runc and crun bind from the host is nobody's in a user namespace.
+        *line = line.replace(" character special file 666 65534:65534 ", " character special file 666 0:0 ");
     }
     for line in report.get_mut("status").expect("the probe prints it") {
         *line = normal_status(line);
@@ -196,8 +227,16 @@ fn normal_status(line: &str) -> String {
     line.to_owned()
 }
 
+/// With its files' owners as the spec's container wants them.
+fn root_for(spec: &Value) -> TempDir {
+    match spec["linux"]["uidMappings"].is_array() {
+        true => busybox_root_inside(),
+        false => busybox_root(),
+    }
+}
+
 fn run_native(spec: &Value) -> String {
-    let mut container = Container::create(spec);
+    let mut container = Container::create_in(root_for(spec), spec, None);
     if let Err(error) = container.process.ready() {
         panic!("not ready: {error}");
     }
@@ -209,10 +248,17 @@ fn run_native(spec: &Value) -> String {
 fn run_oci(runtime: &str, spec: &Value) -> String {
     let bundle = TempDir::new().unwrap();
     let state = TempDir::new().unwrap();
-    let root = busybox_root();
+    let root = root_for(spec);
+    fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::rename(root.keep(), bundle.path().join("rootfs")).unwrap();
     let id = format!("berth-differential-{}", std::process::id());
     let mut spec = spec.clone();
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    if let Some(user) = namespaces.iter_mut().find(|namespace| namespace["type"] == "user") {
+        // They make it themselves, and mount sysfs and mqueue only from namespaces that belong to it.
+        user.as_object_mut().unwrap().remove("path");
+        namespaces.extend([json!({ "type": "network" }), json!({ "type": "ipc" })]);
+    }
     spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
     fs::write(bundle.path().join("config.json"), spec.to_string()).unwrap();
     // crun refuses a machine with controllers of both versions, so it gets to see those of v1 only.
@@ -276,6 +322,13 @@ fn a_readonly_container_with_volumes_is_the_same() {
     ];
     fs::create_dir(volume.path().join("below")).unwrap();
     spec["mounts"].as_array_mut().unwrap().extend(volumes);
+    compare(&spec);
+}
+
+fn a_user_namespace_is_the_same() {
+    let mut spec = in_user_namespace(spec(PROBE));
+    spec["process"]["user"] = json!({ "uid": 1000, "gid": 1001, "additionalGids": [5, 6] });
+    spec["process"]["cwd"] = json!("/made/for/it");
     compare(&spec);
 }
 

@@ -12,10 +12,19 @@ mod filesystem;
 mod processes;
 #[path = "launch/resources.rs"]
 mod resources;
+#[path = "launch/users.rs"]
+mod users;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let all = [processes::TESTS, confinement::TESTS, filesystem::TESTS, failures::TESTS, resources::TESTS];
+    let all = [
+        processes::TESTS,
+        confinement::TESTS,
+        filesystem::TESTS,
+        failures::TESTS,
+        resources::TESTS,
+        users::TESTS,
+    ];
     common::run(&all.concat())
 }

@@ -7,6 +7,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::io::Errno;
 
 use super::rootfs::Root;
+use super::user::UserNamespace;
 use crate::error::{AtStep, StepError};
 
 /// Name below /dev, and where it leads.
@@ -29,9 +30,13 @@ pub(super) fn host_null() -> Result<OwnedFd, StepError> {
 }
 
 /// Makes the devices and the links.
-pub(super) fn populate(root: &Root, devices: &[DevicePlan]) -> Result<(), StepError> {
+pub(super) fn populate(
+    root: &Root,
+    devices: &[DevicePlan],
+    user: Option<&UserNamespace>,
+) -> Result<(), StepError> {
     for device in devices {
-        make(root, device)?;
+        make(root, device, user)?;
     }
     let dev = root.ensure_directory("/dev").step("open /dev")?;
     for (name, target) in LINKS {
@@ -43,7 +48,7 @@ pub(super) fn populate(root: &Root, devices: &[DevicePlan]) -> Result<(), StepEr
     Ok(())
 }
 
-fn make(root: &Root, device: &DevicePlan) -> Result<(), StepError> {
+fn make(root: &Root, device: &DevicePlan, user: Option<&UserNamespace>) -> Result<(), StepError> {
     let step = || format!("make device {}", device.path);
     let (parent, name) = root.ensure_parent(&device.path).step_with(step)?;
     let kind = FileType::from_raw_mode(device.mode);
@@ -62,7 +67,11 @@ fn make(root: &Root, device: &DevicePlan) -> Result<(), StepError> {
         }
         Err(error) => return Err(StepError::new(step(), error)),
     }
-    if device.uid != 0 || device.gid != 0 {
+    let made_so = match user {
+        None => (device.uid, device.gid) == (0, 0),
+        Some(user) => user.is_root(device.uid, device.gid),
+    };
+    if !made_so {
         let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
         rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .step_with(step)?;

@@ -10,6 +10,7 @@ mod mounts;
 mod program;
 mod rootfs;
 mod terminal;
+mod user;
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -22,9 +23,11 @@ use rustix::thread::ThreadNameSpaceType;
 use crate::container::{Console, Stdio};
 use crate::error::{AtStep, StepError};
 use crate::gate::Reporter;
+use crate::user_namespace::become_root;
 use crate::{plan, sys};
 use program::Program;
 use rootfs::Root;
+use user::UserNamespace;
 
 /// The status of a process that never became the container's program; nobody should see it, the gate tells more.
 const FAILED: i32 = 255;
@@ -33,11 +36,12 @@ const FAILED: i32 = 255;
 pub(crate) fn first_process(
     plan: BorrowedFd<'_>,
     rootfs: BorrowedFd<'_>,
+    user_namespace: Option<BorrowedFd<'_>>,
     console: Console,
     reporter: Reporter,
 ) -> i32 {
     conclude(reporter, |reporter| {
-        let [plan, rootfs] = settle(console, [plan, rootfs], reporter)?;
+        let ([plan, rootfs], user) = settle(console, [plan, rootfs], user_namespace, reporter)?;
         let plan: LaunchPlan = plan::read(plan.as_fd()).step("read the plan")?;
         let process = plan.process.as_ref().ok_or_else(no_process)?;
         let mut warnings = Vec::new();
@@ -51,11 +55,15 @@ pub(crate) fn first_process(
         rootfs::set_propagation(plan.root_propagation)?;
         let null = devices::host_null()?;
         // The sources are cloned while the tree is still connected to the host's as the plan wants it.
-        let sources = mounts::clone_sources(&plan.mounts)?;
+        let user = UserNamespace::new(plan.user_namespace, user)?;
+        let sources = mounts::clone_sources(&plan.mounts, user.as_ref())?;
+        if let Some(user) = &user {
+            user.own_what_is_made()?;
+        }
         let root = Root::attach(rootfs)?;
-        mounts::mount_all(&root, &plan.mounts, sources)?;
+        mounts::mount_all(&root, &plan.mounts, sources, user.as_ref())?;
         if plan.populate_dev {
-            devices::populate(&root, &plan.devices)?;
+            devices::populate(&root, &plan.devices, user.as_ref())?;
         }
         let terminal = if process.terminal { Some(terminal::open(root.as_fd(), process)?) } else { None };
         if let Some(terminal) = &terminal {
@@ -79,6 +87,13 @@ pub(crate) fn first_process(
 
         let master = terminal.map(terminal::Terminal::take_over).transpose()?;
         program.own_stdio()?;
+        program.set_limits()?;
+        if let Some(user) = user {
+            user.enter()?;
+            if let Some(master) = &master {
+                terminal::open_again(master.as_fd())?;
+            }
+        }
         reporter.ready(master.as_ref().map(AsFd::as_fd), warnings).step("report readiness")?;
         drop(master);
         if !reporter.wait().step("wait to be started")? {
@@ -97,7 +112,7 @@ pub(crate) fn further_process(
     reporter: Reporter,
 ) -> i32 {
     conclude(reporter, |reporter| {
-        let [plan, container] = settle(console, [plan, container], reporter)?;
+        let ([plan, container], _) = settle(console, [plan, container], None, reporter)?;
         let plan: ExecPlan = plan::read(plan.as_fd()).step("read the plan")?;
         let process = plan.process.as_ref().ok_or_else(no_process)?;
         let mut warnings = Vec::new();
@@ -115,7 +130,6 @@ pub(crate) fn further_process(
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
         rustix::thread::move_into_thread_name_spaces(container.as_fd(), namespaces)
             .step("enter the container's namespaces")?;
-        drop(container);
 
         let terminal = if process.terminal {
             let root = rootfs::open_root()?;
@@ -125,6 +139,14 @@ pub(crate) fn further_process(
         };
         let master = terminal.map(terminal::Terminal::take_over).transpose()?;
         program.own_stdio()?;
+        program.set_limits()?;
+        if plan.user_namespace {
+            let step = "enter the container's user namespace";
+            rustix::thread::move_into_thread_name_spaces(container.as_fd(), ThreadNameSpaceType::USER)
+                .step(step)?;
+            become_root().step(step)?;
+        }
+        drop(container);
         reporter.ready(master.as_ref().map(AsFd::as_fd), warnings).step("report readiness")?;
         drop(master);
         Err(program.execute())
@@ -148,8 +170,9 @@ fn no_process() -> StepError {
 fn settle<const N: usize>(
     console: Console,
     handed_over: [BorrowedFd<'_>; N],
+    another: Option<BorrowedFd<'_>>,
     reporter: &mut Reporter,
-) -> Result<[OwnedFd; N], StepError> {
+) -> Result<([OwnedFd; N], Option<OwnedFd>), StepError> {
     sys::reset_signals();
     rustix::process::setsid().step("new session")?;
     // Until exec this is a copy of the supervisor's memory: nobody in the container may look into it.
@@ -165,6 +188,8 @@ fn settle<const N: usize>(
         keep.push(fd.as_raw_fd());
         raised.push(fd);
     }
+    let another = another.map(raise).transpose()?;
+    keep.extend(another.as_ref().map(AsRawFd::as_raw_fd));
     if let Console::Pipes(Stdio { stdin, stdout, stderr }) = console {
         // Raised first, so that none of them is overwritten before it has been copied.
         let [stdin, stdout, stderr] = [raise(stdin.as_fd())?, raise(stdout.as_fd())?, raise(stderr.as_fd())?];
@@ -173,7 +198,7 @@ fn settle<const N: usize>(
         rustix::stdio::dup2_stderr(stderr).step("standard error")?;
     }
     sys::close_all_except(&mut keep).step("close descriptors")?;
-    Ok(raised.try_into().expect("as many as were handed over"))
+    Ok((raised.try_into().expect("as many as were handed over"), another))
 }
 
 /// A copy of a descriptor above the standard three, close-on-exec.

@@ -2,35 +2,73 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berth_cri::berth::v1::{Bind, Filesystem, MountPlan, mount_plan::What};
+use berth_cri::berth::v1::{Bind, Filesystem, IdMapping, MountPlan, mount_plan::What};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::rootfs::{Root, file_type};
+use super::user::UserNamespace;
 use crate::error::{AtStep, StepError};
 use crate::sys::{self, MountAttributes};
+use crate::user_namespace;
 
 /// `PROC_SUPER_MAGIC`, statfs(2).
 const PROC_MAGIC: i64 = 0x9fa0;
 
 /// Clones the source of every bind mount, in the plan's order; `None` for the others.
-pub(super) fn clone_sources(mounts: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>, StepError> {
+pub(super) fn clone_sources(
+    mounts: &[MountPlan],
+    user: Option<&UserNamespace>,
+) -> Result<Vec<Option<OwnedFd>>, StepError> {
     mounts
         .iter()
         .map(|mount| match &mount.what {
-            Some(What::Bind(Bind { source, recursive })) => {
+            Some(What::Bind(Bind { source, recursive, id_mapping })) => {
                 let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
                 if *recursive {
                     flags |= OpenTreeFlags::AT_RECURSIVE;
                 }
-                rustix::mount::open_tree(CWD, source.as_str(), flags)
-                    .map(Some)
-                    .step_with(|| format!("mount {}: source {source}", mount.destination))
+                let tree = rustix::mount::open_tree(CWD, source.as_str(), flags)
+                    .step_with(|| format!("mount {}: source {source}", mount.destination))?;
+                if let Some(mapping) = id_mapping {
+                    map_ids(&tree, mapping, user).map_err(|error| {
+                        let below = if mapping.recursive { ", or one below it," } else { "" };
+                        let step = format!(
+                            "mount {}: map the ids of {source}: its file system{below} may not be able to \
+                             ({}); idmapped mounts",
+                            mount.destination,
+                            file_system(source),
+                        );
+                        StepError::new(step, error)
+                    })?;
+                }
+                Ok(Some(tree))
             }
             _ => Ok(None),
         })
         .collect()
+}
+
+fn map_ids(tree: &OwnedFd, mapping: &IdMapping, user: Option<&UserNamespace>) -> std::io::Result<()> {
+    match (&mapping.own, user) {
+        (Some(ids), _) => sys::id_map_mount(tree, user_namespace::create(ids)?.as_fd(), mapping.recursive),
+        (None, Some(user)) => sys::id_map_mount(tree, user.for_mounts(), mapping.recursive),
+        (None, None) => Err(std::io::Error::other("the pod has no user namespace")),
+    }
+}
+
+/// The type of the file system that `path` lies on, as proc_pid_mountinfo(5) names it, for messages.
+fn file_system(path: &str) -> String {
+    let device = rustix::fs::stat(path).map(|stat| stat.st_dev);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo");
+    let (Ok(device), Ok(mounts)) = (device, mounts) else { return "of unknown type".to_owned() };
+    let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    mounts
+        .lines()
+        .filter(|line| line.split(' ').nth(2) == Some(&number))
+        .find_map(|line| line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next()))
+        .map_or_else(|| "of unknown type".to_owned(), |kind| format!("of type {kind}"))
 }
 
 /// Mounts everything, in order.
@@ -38,13 +76,14 @@ pub(super) fn mount_all(
     root: &Root,
     mounts: &[MountPlan],
     sources: Vec<Option<OwnedFd>>,
+    user: Option<&UserNamespace>,
 ) -> Result<(), StepError> {
     for (mount, source) in mounts.iter().zip(sources) {
         let step = || format!("mount {}", mount.destination);
         let tree = match (&mount.what, source) {
             (_, Some(source)) => source,
             (Some(What::Filesystem(filesystem)), None) => {
-                make_filesystem(filesystem).map_err(|error| StepError { step: step(), ..error })?
+                make_filesystem(filesystem, user).map_err(|error| StepError { step: step(), ..error })?
             }
             _ => return Err(StepError::refused(step(), "the plan does not say what to mount")),
         };
@@ -109,7 +148,7 @@ pub(super) fn attach(tree: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
 }
 
 /// A new filesystem as a detached mount, with the folders and links that the plan wants in it.
-fn make_filesystem(plan: &Filesystem) -> Result<OwnedFd, StepError> {
+fn make_filesystem(plan: &Filesystem, user: Option<&UserNamespace>) -> Result<OwnedFd, StepError> {
     let context = rustix::mount::fsopen(plan.r#type.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)
         .step_with(|| format!("filesystem type {}", plan.r#type))?;
     let made = (|| {
@@ -128,6 +167,12 @@ fn make_filesystem(plan: &Filesystem) -> Result<OwnedFd, StepError> {
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
     })();
     let mount = made.map_err(|error| explain(&plan.r#type, error, &context))?;
+    if let Some(user) = user.filter(|_| plan.r#type == "devpts") {
+        // What the kernel puts there by itself is not made as the container's root.
+        for name in ["", "ptmx"] {
+            user.own(&mount, name).step("give the terminals away")?;
+        }
+    }
     for name in &plan.directories {
         rustix::fs::mkdirat(&mount, name.as_str(), Mode::from_raw_mode(0o755))
             .step_with(|| format!("directory {name}"))?;

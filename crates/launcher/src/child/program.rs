@@ -53,9 +53,18 @@ impl<'a> Program<'a> {
         })
     }
 
+    /// Sets the limits. Raising one is for the host's root, so this comes before a user namespace is entered.
+    pub(super) fn set_limits(&self) -> Result<(), StepError> {
+        for (resource, limit) in &self.limits {
+            nix::sys::resource::setrlimit(*resource, limit.rlim_cur, limit.rlim_max)
+                .step_with(|| format!("set limit {resource:?}"))?;
+        }
+        Ok(())
+    }
+
     /// Gives the standard three to the program's user, who may want to open them again by /dev/stdout.
     pub(super) fn own_stdio(&mut self) -> Result<(), StepError> {
-        let uid = self.process.uid;
+        let uid = self.process.stdio_uid;
         for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
             let stat = rustix::fs::fstat(fd).step("look at the standard descriptors")?;
             let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
@@ -86,10 +95,6 @@ impl<'a> Program<'a> {
     /// All but the execve itself; returns the path for that.
     fn confine(&self) -> Result<CString, StepError> {
         let process = self.process;
-        for (resource, limit) in &self.limits {
-            nix::sys::resource::setrlimit(*resource, limit.rlim_cur, limit.rlim_max)
-                .step_with(|| format!("set limit {resource:?}"))?;
-        }
         // Loading a filter takes no_new_privs or CAP_SYS_ADMIN. Where it is the latter, the process keeps it up to
         // its very last call: without no_new_privs, execve computes the new sets from the inheritable, bounding and
         // ambient ones alone (capabilities(7)), so the program never sees it.

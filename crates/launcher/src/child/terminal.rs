@@ -7,7 +7,7 @@ use rustix::fs::{FileType, OFlags, makedev};
 use rustix::termios::Winsize;
 
 use super::mounts;
-use super::rootfs::{Root, open_below};
+use super::rootfs::{Root, open_below, open_root};
 use crate::error::{AtStep, StepError};
 use crate::sys;
 
@@ -64,9 +64,29 @@ impl Terminal {
     /// Makes it the controlling terminal and the standard three; the master is for the supervisor.
     pub(super) fn take_over(self) -> Result<OwnedFd, StepError> {
         rustix::process::ioctl_tiocsctty(&self.slave).step("take the terminal")?;
-        rustix::stdio::dup2_stdin(self.slave.as_fd()).step("standard input")?;
-        rustix::stdio::dup2_stdout(self.slave.as_fd()).step("standard output")?;
-        rustix::stdio::dup2_stderr(self.slave.as_fd()).step("standard error")?;
+        use_for_stdio(&self.slave)?;
         Ok(self.master)
     }
+}
+
+/// Opens the terminal of `master`, the standard three, once more. The mount that they belong to is not one of the
+/// container's since its mounts were copied, so ttyname(3) would not find them.
+pub(super) fn open_again(master: BorrowedFd<'_>) -> Result<(), StepError> {
+    let step = "open the terminal again";
+    let known = rustix::fs::fstat(rustix::stdio::stdin()).step(step)?;
+    let name = rustix::pty::ptsname(master, Vec::new()).step(step)?;
+    let root = open_root()?;
+    let slave =
+        open_below(root.as_fd(), &name.to_string_lossy(), OFlags::RDWR | OFlags::NOCTTY).step(step)?;
+    let found = rustix::fs::fstat(&slave).step(step)?;
+    if (found.st_dev, found.st_rdev) != (known.st_dev, known.st_rdev) {
+        return Err(StepError::refused(step, "the container's /dev/pts has changed meanwhile"));
+    }
+    use_for_stdio(&slave)
+}
+
+fn use_for_stdio(slave: &OwnedFd) -> Result<(), StepError> {
+    rustix::stdio::dup2_stdin(slave).step("standard input")?;
+    rustix::stdio::dup2_stdout(slave).step("standard output")?;
+    rustix::stdio::dup2_stderr(slave).step("standard error")
 }

@@ -4,6 +4,7 @@ use berth_cri::berth::v1::DevicePlan;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
 use super::CompileError;
+use super::ids::{Ids, host_gid, host_uid};
 
 /// OCI runtime spec, config-linux.md, "Default Devices"; console and ptmx are made otherwise.
 const DEFAULTS: [(&str, u32, u32); 6] = [
@@ -16,7 +17,14 @@ const DEFAULTS: [(&str, u32, u32); 6] = [
 ];
 const DEFAULT_MODE: u32 = 0o666;
 
-pub(super) fn compile(devices: &[LinuxDevice]) -> Result<Vec<DevicePlan>, CompileError> {
+pub(super) fn compile(devices: &[LinuxDevice], ids: Option<&Ids>) -> Result<Vec<DevicePlan>, CompileError> {
+    let owner = |uid, gid| {
+        Ok::<_, CompileError>((
+            host_uid(ids, "linux.devices.uid", uid)?,
+            host_gid(ids, "linux.devices.gid", gid)?,
+        ))
+    };
+    let root = owner(0, 0)?;
     let mut plans: Vec<DevicePlan> = DEFAULTS
         .iter()
         .map(|(path, major, minor)| DevicePlan {
@@ -24,8 +32,8 @@ pub(super) fn compile(devices: &[LinuxDevice]) -> Result<Vec<DevicePlan>, Compil
             mode: libc::S_IFCHR | DEFAULT_MODE,
             major: *major,
             minor: *minor,
-            uid: 0,
-            gid: 0,
+            uid: root.0,
+            gid: root.1,
         })
         .collect();
     for device in devices {
@@ -58,7 +66,7 @@ pub(super) fn compile(devices: &[LinuxDevice]) -> Result<Vec<DevicePlan>, Compil
         };
         // Some generators give the whole st_mode.
         let mode = kind | device.file_mode().unwrap_or(DEFAULT_MODE) & 0o7777;
-        let (uid, gid) = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
+        let (uid, gid) = owner(device.uid().unwrap_or(0), device.gid().unwrap_or(0))?;
         let plan = DevicePlan { path, mode, major, minor, uid, gid };
         match plans.iter_mut().find(|known| known.path == plan.path) {
             Some(known) => *known = plan,

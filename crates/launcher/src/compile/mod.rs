@@ -6,10 +6,12 @@
 //!
 //! Taken from the spec as config.md and config-linux.md define it, except where berth's pods differ: the network,
 //! IPC and UTS namespaces and the host name are the pod's, so the container inherits them from the supervisor and
-//! these fields have no place in a plan; the cgroup is made and limited beforehand ([`crate::cgroup`]).
+//! these fields have no place in a plan. Of the pod's user namespace only its id maps matter, since the process is set
+//! up as the host's root and needs to know the host's ids of what it makes. The cgroup is made and limited beforehand ([`crate::cgroup`]).
 
 mod capabilities;
 mod devices;
+mod ids;
 mod mounts;
 mod namespaces;
 mod process;
@@ -20,6 +22,7 @@ use oci_spec::runtime::{Linux, Process, Spec};
 
 use crate::cgroup::{Cgroup, Version};
 use crate::plan;
+use ids::Ids;
 
 pub use crate::cgroup::Warning;
 pub use capabilities::CapSet;
@@ -74,23 +77,30 @@ pub fn compile(spec: &Spec, input: CompileInput<'_>) -> Result<Compiled, Compile
     let linux = spec.linux().as_ref().ok_or(CompileError::Missing("linux"))?;
     refuse_unsupported(spec, linux)?;
     let namespaces = namespaces::read(linux)?;
+    let ids = ids::read(linux, namespaces.user)?;
     let process = spec.process().as_ref().ok_or(CompileError::Missing("process"))?;
     let dev = spec.mounts().iter().flatten().find(|mount| {
         let path = mount.destination().to_string_lossy();
         path.trim_end_matches('/') == "/dev"
     });
     let launch = LaunchPlan {
-        process: Some(process::compile(process, linux, input, &mut warnings)?),
+        process: Some(process::compile(process, linux, ids.as_ref(), input, &mut warnings)?),
         cgroup_tasks: cgroup_tasks(input.cgroup),
         new_cgroup_namespace: namespaces.new_cgroup,
         root_propagation: linux.rootfs_propagation().as_deref().map_or(Ok(0), mounts::root_propagation)?,
         root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
-        mounts: mounts::compile(spec.mounts().as_deref().unwrap_or_default(), linux, input.cgroup)?,
+        mounts: mounts::compile(
+            spec.mounts().as_deref().unwrap_or_default(),
+            linux,
+            input.cgroup,
+            ids.as_ref(),
+        )?,
         populate_dev: !dev.is_some_and(mounts::is_bind),
-        devices: devices::compile(linux.devices().as_deref().unwrap_or_default())?,
+        devices: devices::compile(linux.devices().as_deref().unwrap_or_default(), ids.as_ref())?,
         masked_paths: absolute("linux.maskedPaths", linux.masked_paths())?,
         readonly_paths: absolute("linux.readonlyPaths", linux.readonly_paths())?,
         sysctls: sysctls(linux)?,
+        user_namespace: ids.as_ref().map(Ids::root).transpose()?,
     };
     let header = PlanHeader { unified_cgroup: unified_cgroup(input.cgroup), pid_mode: namespaces.pid.into() };
     Ok(Compiled { plan: plan::encode(&header, &launch), warnings })
@@ -110,9 +120,11 @@ pub fn compile_exec(
     let linux = container.linux().as_ref().ok_or(CompileError::Missing("linux"))?;
     let first = container.process().as_ref().ok_or(CompileError::Missing("process"))?;
     let merged = process::confine_like(process, first);
+    let ids = ids::read(linux, namespaces::read(linux)?.user)?;
     let exec = ExecPlan {
-        process: Some(process::compile(&merged, linux, input, &mut warnings)?),
+        process: Some(process::compile(&merged, linux, ids.as_ref(), input, &mut warnings)?),
         cgroup_tasks: cgroup_tasks(input.cgroup),
+        user_namespace: ids.is_some(),
     };
     let header = PlanHeader { unified_cgroup: unified_cgroup(input.cgroup), ..PlanHeader::default() };
     Ok(Compiled { plan: plan::encode(&header, &exec), warnings })
@@ -154,8 +166,6 @@ fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), CompileError> {
     let fields = [
         ("hooks", has_hooks),
         ("domainname", spec.domainname().as_ref().is_some_and(|name| !name.is_empty())),
-        ("linux.uidMappings", some(linux.uid_mappings())),
-        ("linux.gidMappings", some(linux.gid_mappings())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
-use berth_cri::berth::v1::{Bind, Filesystem, FilesystemOption, Link, MountPlan, mount_plan::What};
+use berth_cri::berth::v1::{
+    Bind, Filesystem, FilesystemOption, IdMapping, Link, MountPlan, mount_plan::What,
+};
 use oci_spec::runtime::{Linux, Mount};
 
 use super::CompileError;
+use super::ids::{self, Ids, host_gid, host_uid};
 use crate::cgroup::{Cgroup, Version};
 
 /// The bits of a mount's attributes that say when access times are kept; they are one choice.
@@ -18,18 +21,15 @@ pub(super) fn compile(
     mounts: &[Mount],
     linux: &Linux,
     cgroup: &Cgroup,
+    ids: Option<&Ids>,
 ) -> Result<Vec<MountPlan>, CompileError> {
     let label = linux.mount_label().as_deref().filter(|label| !label.is_empty());
     let mut plans = Vec::with_capacity(mounts.len());
     for mount in mounts {
-        let some = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());
-        if some(mount.uid_mappings()) || some(mount.gid_mappings()) {
-            return Err(CompileError::unsupported(format!("{}: idmapped", field(mount))));
-        }
         if mount.typ().as_deref() == Some("cgroup") || mount.typ().as_deref() == Some("cgroup2") {
             plans.extend(cgroup_view(mount, cgroup)?);
         } else {
-            plans.push(one(mount, label)?);
+            plans.push(one(mount, label, ids)?);
         }
     }
     Ok(plans)
@@ -51,7 +51,7 @@ pub(super) fn root_propagation(mode: &str) -> Result<u32, CompileError> {
     }
 }
 
-fn one(mount: &Mount, label: Option<&str>) -> Result<MountPlan, CompileError> {
+fn one(mount: &Mount, label: Option<&str>, ids: Option<&Ids>) -> Result<MountPlan, CompileError> {
     let mut options = Options::default();
     for option in mount.options().iter().flatten() {
         options.read(option, &field(mount))?;
@@ -68,14 +68,22 @@ fn one(mount: &Mount, label: Option<&str>) -> Result<MountPlan, CompileError> {
         }
         // "rbind" is what makes it recursive; the bare type, and "bind", do not.
         let recursive = options.recursive_bind;
-        What::Bind(Bind { source: source.to_string_lossy().into_owned(), recursive })
+        let id_mapping = id_mapping(mount, &options, ids)?;
+        What::Bind(Bind { source: source.to_string_lossy().into_owned(), recursive, id_mapping })
     } else {
+        if options.id_mapping.is_some() || ids::some(mount.uid_mappings()) || ids::some(mount.gid_mappings())
+        {
+            return Err(CompileError::unsupported(format!("{}: idmapped, but no bind mount", field(mount))));
+        }
         let kind = mount.typ().as_deref().unwrap_or_default();
         if kind.is_empty() {
             return Err(CompileError::invalid(field(mount), kind, "is no type of file system"));
         }
         let source = mount.source().as_deref().map(|source| source.to_string_lossy().into_owned());
         let mut parameters = std::mem::take(&mut options.parameters);
+        if kind == "tmpfs" || kind == "devpts" {
+            own_by_host_ids(&mut parameters, ids)?;
+        }
         if let Some(label) = label.filter(|_| ["tmpfs", "devpts", "mqueue"].contains(&kind)) {
             parameters.push(FilesystemOption { key: "context".to_owned(), value: Some(label.to_owned()) });
         }
@@ -90,6 +98,41 @@ fn one(mount: &Mount, label: Option<&str>) -> Result<MountPlan, CompileError> {
     Ok(options.plan(destination(mount)?, what))
 }
 
+/// Options and mappings say it together (config.md, "Mounts"): mappings alone mean this mount, an option alone means the
+/// mappings of the container.
+fn id_mapping(
+    mount: &Mount,
+    options: &Options,
+    pod: Option<&Ids>,
+) -> Result<Option<IdMapping>, CompileError> {
+    let own = ids::of_mappings(&field(mount), mount.uid_mappings(), mount.gid_mappings())?;
+    let recursive = options.id_mapping == Some(Recursion::All);
+    match (own, options.id_mapping, pod) {
+        (None, None, _) => Ok(None),
+        (None, Some(_), None) => Err(CompileError::invalid(
+            field(mount),
+            "idmap",
+            "needs ids to map: neither mount nor container has any",
+        )),
+        (None, Some(_), Some(_)) => Ok(Some(IdMapping { own: None, recursive })),
+        (Some(own), _, pod) if Some(&own) == pod => Ok(Some(IdMapping { own: None, recursive })),
+        (Some(own), _, _) => Ok(Some(IdMapping { own: Some(own.into_maps()), recursive })),
+    }
+}
+
+/// The options that name an owner: the file system is made by the host's root.
+fn own_by_host_ids(parameters: &mut [FilesystemOption], ids: Option<&Ids>) -> Result<(), CompileError> {
+    for FilesystemOption { key, value } in parameters {
+        let Some(id) = value.as_deref().and_then(|value| value.parse().ok()) else { continue };
+        match key.as_str() {
+            "uid" => *value = Some(host_uid(ids, "mounts: option uid", id)?.to_string()),
+            "gid" => *value = Some(host_gid(ids, "mounts: option gid", id)?.to_string()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// A container sees its own cgroup under `destination`: on v2 the folder itself, on v1 a tmpfs with a folder for each
 /// hierarchy. Bound from the host's mounts, which inside the container's cgroup namespace is the same as mounting
 /// anew, and right without one as well.
@@ -101,8 +144,9 @@ fn cgroup_view(mount: &Mount, cgroup: &Cgroup) -> Result<Vec<MountPlan>, Compile
     // Parameters of the cgroup file system would change the host's: every mount of a hierarchy is the same one.
     options.parameters.clear();
     let destination = destination(mount)?;
-    let bind =
-        |folder: &Path| What::Bind(Bind { source: folder.to_string_lossy().into_owned(), recursive: false });
+    let bind = |folder: &Path| {
+        What::Bind(Bind { source: folder.to_string_lossy().into_owned(), recursive: false, id_mapping: None })
+    };
     if cgroup.version() == Version::V2 {
         return Ok(cgroup.dirs().map(|folder| options.plan(destination.clone(), bind(folder))).collect());
     }
@@ -133,6 +177,12 @@ fn cgroup_view(mount: &Mount, cgroup: &Cgroup) -> Result<Vec<MountPlan>, Compile
     Ok(plans)
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recursion {
+    This,
+    All,
+}
+
 #[derive(Debug, Default)]
 struct Options {
     own: Attributes,
@@ -140,6 +190,7 @@ struct Options {
     propagation: u32,
     propagation_recursive: bool,
     recursive_bind: bool,
+    id_mapping: Option<Recursion>,
     parameters: Vec<FilesystemOption>,
 }
 
@@ -156,9 +207,11 @@ impl Options {
             match option {
                 "defaults" | "bind" => {}
                 "rbind" => self.recursive_bind = true,
+                "idmap" => self.id_mapping = Some(Recursion::This),
+                "ridmap" => self.id_mapping = Some(Recursion::All),
                 // What other tools keep in fstab for themselves, and what mount(2) takes but nobody means.
                 "async" | "loud" | "silent" | "nofail" | "_netdev" => {}
-                "tmpcopyup" | "idmap" | "ridmap" | "remount" => {
+                "tmpcopyup" | "remount" => {
                     return Err(CompileError::unsupported(format!("{field}: option {option:?}")));
                 }
                 other => {

@@ -9,10 +9,12 @@ use crate::plan::PidMode;
 pub(super) struct Namespaces {
     pub(super) pid: PidMode,
     pub(super) new_cgroup: bool,
+    /// The pod's is entered.
+    pub(super) user: bool,
 }
 
 pub(super) fn read(linux: &Linux) -> Result<Namespaces, CompileError> {
-    let mut read = Namespaces { pid: PidMode::Host, new_cgroup: false };
+    let mut read = Namespaces { pid: PidMode::Host, new_cgroup: false, user: false };
     let mut mount = false;
     for namespace in linux.namespaces().iter().flatten() {
         let kind = namespace.typ();
@@ -22,6 +24,8 @@ pub(super) fn read(linux: &Linux) -> Result<Namespaces, CompileError> {
             (LinuxNamespaceType::Cgroup, false) => read.new_cgroup = true,
             (LinuxNamespaceType::Pid, false) => read.pid = PidMode::New,
             (LinuxNamespaceType::Pid, true) => read.pid = PidMode::Join,
+            // The pod's: the supervisor holds it.
+            (LinuxNamespaceType::User, true) => read.user = true,
             // The pod's: the supervisor is in them already.
             (LinuxNamespaceType::Network | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts, true) => {}
             (kind, has_path) => {

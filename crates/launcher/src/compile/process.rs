@@ -3,6 +3,7 @@
 use berth_cri::berth::v1::{ProcessPlan, Rlimit, Seccomp};
 use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompFilterFlag, PosixRlimitType, Process};
 
+use super::ids::{Ids, host_gid, host_uid};
 use super::{CompileError, CompileInput, Warning, capabilities};
 
 const DEFAULT_UMASK: u32 = 0o022;
@@ -10,6 +11,7 @@ const DEFAULT_UMASK: u32 = 0o022;
 pub(super) fn compile(
     process: &Process,
     linux: &Linux,
+    ids: Option<&Ids>,
     input: CompileInput<'_>,
     warnings: &mut Vec<Warning>,
 ) -> Result<ProcessPlan, CompileError> {
@@ -25,6 +27,9 @@ pub(super) fn compile(
     let cwd = process.cwd().to_str().filter(|cwd| cwd.starts_with('/'));
     let user = process.user();
     let console = process.console_size().filter(|_| process.terminal().unwrap_or(false));
+    for gid in user.additional_gids().iter().flatten().chain([&user.gid()]) {
+        host_gid(ids, "process.user", *gid)?;
+    }
     let side = |side: u64| u32::try_from(side).unwrap_or(u32::MAX);
     Ok(ProcessPlan {
         args: bytes(args.ok_or(CompileError::Missing("process.args"))?),
@@ -51,6 +56,7 @@ pub(super) fn compile(
         selinux_label: process.selinux_label().clone().unwrap_or_default(),
         seccomp: seccomp(linux.seccomp().as_ref(), input.seccomp_bpf)?,
         terminal: process.terminal().unwrap_or(false),
+        stdio_uid: host_uid(ids, "process.user.uid", user.uid())?,
         console_rows: console.map_or(0, |size| side(size.height())),
         console_columns: console.map_or(0, |size| side(size.width())),
     })

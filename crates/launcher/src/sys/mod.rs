@@ -27,6 +27,7 @@ pub struct Spawned {
 pub struct SpawnOptions<'a> {
     pub new_mount_namespace: bool,
     pub new_pid_namespace: bool,
+    pub new_user_namespace: bool,
     /// A cgroup v2 folder for the child to be born in.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
@@ -61,6 +62,9 @@ pub fn spawn(options: &SpawnOptions<'_>, child: impl FnOnce() -> i32) -> io::Res
     if options.new_pid_namespace {
         arguments.flags |= libc::CLONE_NEWPID as u64;
     }
+    if options.new_user_namespace {
+        arguments.flags |= libc::CLONE_NEWUSER as u64;
+    }
     if let Some(cgroup) = options.cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
@@ -91,6 +95,22 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// mount_setattr(2) with `MOUNT_ATTR_IDMAP`: from now on files of the detached mount `mount`, and of all mounts below with
+/// `recursive`, have the owners that `user_namespace` maps theirs to.
+///
+/// # Errors
+/// `EINVAL` when the file system cannot do it, the mount is attached already or `user_namespace` is the initial one;
+/// `EPERM` when the mount is idmapped already.
+pub fn id_map_mount(mount: impl AsFd, user_namespace: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let argument = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace.as_raw_fd() as u64,
+    };
+    call_mount_setattr(mount.as_fd(), &argument, recursive)
+}
+
 /// `MOUNT_ATTR_*` changes for one mount, or a whole tree of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MountAttributes {
@@ -112,18 +132,22 @@ pub fn mount_setattr(mount: impl AsFd, attributes: MountAttributes) -> io::Resul
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    call_mount_setattr(mount.as_fd(), &argument, attributes.recursive)
+}
+
+fn call_mount_setattr(mount: BorrowedFd<'_>, argument: &libc::mount_attr, recursive: bool) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
-    if attributes.recursive {
+    if recursive {
         flags |= libc::AT_RECURSIVE;
     }
     // SAFETY: the kernel reads an empty C string and `argument`, whose size is given.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const argument,
+            std::ptr::from_ref(argument),
             size_of::<libc::mount_attr>(),
         )
     };

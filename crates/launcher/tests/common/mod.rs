@@ -18,11 +18,13 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use berth_cri::berth::v1::{IdMaps, IdRange};
 use berth_launcher::StepError;
 use berth_launcher::cgroup::{Cgroup, Cgroups};
 use berth_launcher::compile::{CapSet, CompileInput, Compiled, compile, compile_exec};
 use berth_launcher::container::{self, Console, Gate, Launched, PidEntry, Progress, Stdio};
-use oci_spec::runtime::Spec;
+use berth_launcher::user_namespace;
+use oci_spec::runtime::{LinuxIdMapping, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, MemfdFlags};
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags};
@@ -332,7 +334,7 @@ impl Container {
         let spec = parse(spec);
         let cgroup = OwnCgroup::new();
         let compiled = compile(&spec, CompileInput { seccomp_bpf: seccomp, ..input(&cgroup.0) }).unwrap();
-        let process = launch(&compiled, root.path(), PidEntry::New);
+        let process = launch_for(&spec, &compiled, root.path(), PidEntry::New);
         Container { process, spec, cgroup, root }
     }
 
@@ -372,11 +374,70 @@ impl Container {
 }
 
 pub fn launch(compiled: &Compiled, root: &Path, pid: PidEntry<'_>) -> Running {
-    let plan = memfd(&compiled.plan);
     let (stdio, streams) = streams();
+    Running::new(launch_on(Console::Pipes(stdio), None, compiled, root, pid), streams)
+}
+
+/// As [`launch`], in the user namespace that the spec describes, if any.
+pub fn launch_for(spec: &Spec, compiled: &Compiled, root: &Path, pid: PidEntry<'_>) -> Running {
+    let user = user_namespace_of(spec);
+    let (stdio, streams) = streams();
+    Running::new(launch_on(Console::Pipes(stdio), user, compiled, root, pid), streams)
+}
+
+pub fn launch_on(
+    console: Console,
+    user: Option<OwnedFd>,
+    compiled: &Compiled,
+    root: &Path,
+    pid: PidEntry<'_>,
+) -> Launched {
+    let plan = memfd(&compiled.plan);
     let rootfs = detached(root);
-    let launched = container::create(plan.as_fd(), rootfs.as_fd(), Console::Pipes(stdio), pid).unwrap();
-    Running { launched, streams, waited: false }
+    let user = user.as_ref().map(AsFd::as_fd);
+    container::create(plan.as_fd(), rootfs.as_fd(), user, console, pid).unwrap()
+}
+
+/// A user namespace with the ids of the spec.
+pub fn user_namespace_of(spec: &Spec) -> Option<OwnedFd> {
+    let linux = spec.linux().as_ref().unwrap();
+    let ranges = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        let range = |mapping: &LinuxIdMapping| IdRange {
+            inside: mapping.container_id(),
+            outside: mapping.host_id(),
+            length: mapping.size(),
+        };
+        mappings.iter().flatten().map(range).collect::<Vec<_>>()
+    };
+    let ids = IdMaps { uids: ranges(linux.uid_mappings()), gids: ranges(linux.gid_mappings()) };
+    (!ids.uids.is_empty()).then(|| user_namespace::create(&ids).unwrap())
+}
+
+/// Where the ids of a container in a user namespace begin on the host.
+pub const FIRST_ID: u32 = 300_000;
+
+/// The same spec in a user namespace, which a runtime makes, or the native launcher is given.
+pub fn in_user_namespace(mut spec: Value) -> Value {
+    let range = json!([{ "containerID": 0, "hostID": FIRST_ID, "size": 65536 }]);
+    spec["linux"]["uidMappings"] = range.clone();
+    spec["linux"]["gidMappings"] = range;
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({ "type": "user", "path": "/proc/self/ns/user" }));
+    spec
+}
+
+/// A busybox root whose files belong to the root of such a container.
+pub fn busybox_root_inside() -> TempDir {
+    let root = busybox_root();
+    give_away(root.path());
+    root
+}
+
+fn give_away(path: &Path) {
+    std::os::unix::fs::lchown(path, Some(FIRST_ID), Some(FIRST_ID)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        fs::read_dir(path).unwrap().for_each(|entry| give_away(&entry.unwrap().path()));
+    }
 }
 
 /// Creates, starts and ends a container; what it printed, and its status.

@@ -93,10 +93,12 @@ fn what_is_not_supported_is_refused_by_name() {
         }),
         ("linux.uidMappings", |spec| {
             spec["linux"]["uidMappings"] = json!([{ "hostID": 1, "containerID": 0, "size": 1 }]);
+            spec["linux"]["gidMappings"] = spec["linux"]["uidMappings"].clone();
         }),
         ("hooks", |spec| spec["hooks"] = json!({ "poststop": [{ "path": "/bin/true" }] })),
         ("idmapped", |spec| {
             spec["mounts"][0]["uidMappings"] = json!([{ "hostID": 1, "containerID": 0, "size": 1 }]);
+            spec["mounts"][0]["gidMappings"] = spec["mounts"][0]["uidMappings"].clone();
         }),
         ("tmpcopyup", |spec| spec["mounts"][1]["options"] = json!(["tmpcopyup"])),
         ("linux.personality", |spec| spec["linux"]["personality"] = json!({ "domain": "LINUX32" })),

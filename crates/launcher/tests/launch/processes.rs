@@ -148,9 +148,7 @@ fn a_terminal_belongs_to_the_container() {
     let root = busybox_root();
     let cgroup = OwnCgroup::new();
     let compiled = compile(&parse(&spec), input(&cgroup.0)).unwrap();
-    let plan = memfd(&compiled.plan);
-    let rootfs = detached(root.path());
-    let mut launched = container::create(plan.as_fd(), rootfs.as_fd(), Console::Tty, PidEntry::New).unwrap();
+    let mut launched = launch_on(Console::Tty, None, &compiled, root.path(), PidEntry::New);
     let Progress::Ready { console: Some(master), .. } = next(&mut launched.gate) else {
         panic!("no console")
     };
@@ -208,7 +206,7 @@ fn the_parents_memory_does_not_grow_with_the_plan() {
     let (stdio, mut streams) = streams();
     let before = heap();
     let mut launched =
-        container::create(plan.as_fd(), rootfs.as_fd(), Console::Pipes(stdio), PidEntry::New).unwrap();
+        container::create(plan.as_fd(), rootfs.as_fd(), None, Console::Pipes(stdio), PidEntry::New).unwrap();
     assert!(matches!(next(&mut launched.gate), Progress::Ready { .. }));
     launched.gate.open().unwrap();
     let grown = heap() - before;
@@ -224,7 +222,7 @@ fn heap() -> i64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-fn read_until(master: &mut std::fs::File, end: &str) -> String {
+pub fn read_until(master: &mut std::fs::File, end: &str) -> String {
     let mut seen = String::new();
     while !seen.ends_with(end) {
         readable(master.as_fd(), PATIENCE);
