@@ -1,6 +1,7 @@
 //! The images present: finding, removing, and keeping what is still needed.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::pull::Jobs;
 use crate::records::{Image, ImageId, ImageRecord};
 use crate::reference::{Reference, ReferenceError};
 use crate::registry::client::Clients;
-use crate::snapshots::{Snapshot, SnapshotError, Snapshots};
+use crate::snapshots::{FirstIds, MountError, Snapshot, SnapshotError, Snapshots};
 use crate::tree::Size;
 
 /// How old the measure of containers' own layers may be: walking them costs disk reads.
@@ -241,20 +242,34 @@ impl Images {
     }
 
     /// Makes a container's own layer over `image`. Its record holds the image's layers until
-    /// [`Images::remove_snapshot`], even when the image is removed.
+    /// [`Images::remove_snapshot`], even when the image is removed. `ids` are those of the container's user namespace.
     ///
     /// # Errors
     ///
     /// [`SnapshotError::Exists`]; [`SnapshotError::LayerGone`] when the image was removed meanwhile or is damaged
     /// beyond what its blobs can mend.
-    pub async fn create_snapshot(&self, id: &str, image: &Image) -> Result<Snapshot, SnapshotError> {
+    pub async fn create_snapshot(
+        &self,
+        id: &str,
+        image: &Image,
+        ids: Option<FirstIds>,
+    ) -> Result<Snapshot, SnapshotError> {
         let (inner, id, specs) = (Arc::clone(&self.0), id.to_owned(), image.specs());
         let name = id.clone();
-        let made = tokio::task::spawn_blocking(move || inner.create_snapshot(&id, &specs)).await;
+        let made = tokio::task::spawn_blocking(move || inner.create_snapshot(&id, &specs, ids)).await;
         made.map_err(|error| SnapshotError::Disk {
             id: name,
             source: DiskError::new("make", self.0.layout.snapshots())(error.into()),
         })?
+    }
+
+    /// Whether this kernel can show layers with other owners, on the file system that they lie on, by doing it once. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What a container in a user namespace would fail with.
+    pub fn can_map_ids(&self, user_namespace: BorrowedFd<'_>) -> Result<(), MountError> {
+        crate::snapshots::try_mapping_ids(&self.0.layout, user_namespace)
     }
 
     /// The snapshot of that id.
@@ -463,6 +478,7 @@ impl Inner {
         self: &Arc<Self>,
         id: &str,
         specs: &[crate::unpack::LayerSpec],
+        ids: Option<FirstIds>,
     ) -> Result<Snapshot, SnapshotError> {
         let diff_ids: Vec<Digest> = specs.iter().map(|spec| spec.diff_id.clone()).collect();
         let mut names = crate::parents::folder_names(&diff_ids);
@@ -477,11 +493,13 @@ impl Inner {
         }
         let disk = |source| SnapshotError::Disk { id: id.to_owned(), source };
         let stack = crate::parents::stack(&self.layout, &self.layers, &diff_ids).map_err(disk)?;
-        let root = diff_ids
+        let (mode, uid, gid) = diff_ids
             .iter()
             .rev()
             .find_map(|diff_id| self.layers.get(diff_id.hex()).and_then(|info| info.footprint.root))
             .unwrap_or((0o755, 0, 0));
+        let first = ids.unwrap_or(FirstIds { uid: 0, gid: 0 });
+        let root = (mode, first.uid.saturating_add(uid), first.gid.saturating_add(gid));
         self.snapshots.create(&self.layout, id, stack, root)
     }
 

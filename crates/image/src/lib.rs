@@ -25,6 +25,7 @@ mod records;
 mod reference;
 mod registry;
 mod snapshots;
+mod sys;
 mod tree;
 mod unpack;
 
@@ -38,5 +39,5 @@ pub use records::{Image, ImageId};
 pub use reference::{Reference, ReferenceError};
 pub use registry::auth::MalformedAuth;
 pub use registry::{Credentials, RegistryError, RegistryErrorKind};
-pub use snapshots::{MountError, MountOptions, Snapshot, SnapshotError};
+pub use snapshots::{FirstIds, MountError, MountOptions, Snapshot, SnapshotError};
 pub use unpack::unpack_tar;

@@ -1,8 +1,9 @@
 //! Overlay mounts that belong to nobody's mount table: made detached, handed over as a descriptor.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
@@ -10,9 +11,11 @@ use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
+
+use crate::sys;
 
 /// The kernel takes no longer string in one `fsconfig` call.
 const MAX_VALUE: usize = 255;
@@ -31,6 +34,9 @@ pub(crate) struct Overlay<'a> {
     /// No flush reaches the upper directory's disk: not when the container asks, not at unmount.
     pub(crate) volatile: bool,
     pub(crate) readonly: bool,
+    /// The lower directories' files have the owners that this user namespace maps theirs to. What is written has its owners
+    /// as they are: the layers are everybody's, the upper directory is of one user namespace.
+    pub(crate) user_namespace: Option<BorrowedFd<'a>>,
 }
 
 /// A call that failed.
@@ -55,15 +61,47 @@ impl Overlay<'_> {
     /// Kernels before 6.5 know no `lowerdir+`, and their overlayfs takes no string long enough for the
     /// layers of an image; there the older call is used.
     pub(crate) fn mount(&self) -> Result<OwnedFd, OverlayError> {
+        match self.user_namespace {
+            None => self.new_or(Self::mount_old),
+            // overlayfs takes an idmapped layer only where it is mounted; detached ones since Linux 6.15.
+            Some(user) => in_own_namespace(|| {
+                self.map_layers(user)?;
+                self.new_or(Self::mount_old_here)
+            }),
+        }
+    }
+
+    fn new_or(
+        &self,
+        older: impl FnOnce(&Self) -> Result<OwnedFd, OverlayError>,
+    ) -> Result<OwnedFd, OverlayError> {
         match self.mount_new() {
             Err(error) if error.source.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                 // Of two errors the first is about what is really wrong, unless the kernel is that old.
-                self.mount_old().map_err(|old| {
+                older(self).map_err(|old| {
                     if old.source.raw_os_error() == error.source.raw_os_error() { error } else { old }
                 })
             }
             other => other,
         }
+    }
+
+    /// Covers each lower directory with an idmapped mount of itself, in the mount namespace of this thread alone.
+    fn map_layers(&self, user: BorrowedFd<'_>) -> Result<(), OverlayError> {
+        let mut covered = HashSet::new();
+        for path in self.lower.iter().filter(|path| covered.insert(*path)) {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let layer =
+                open_tree(rustix::fs::CWD, path, flags).map_err(OverlayError::new("copy a layer's mount"))?;
+            sys::id_map_mount(layer.as_fd(), user).map_err(|source| OverlayError {
+                step: "map the ids of a layer's mount",
+                said: String::new(),
+                source,
+            })?;
+            move_mount(&layer, "", rustix::fs::CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .map_err(OverlayError::new("mount a layer"))?;
+        }
+        Ok(())
     }
 
     fn mount_new(&self) -> Result<OwnedFd, OverlayError> {
@@ -112,29 +150,13 @@ impl Overlay<'_> {
         }
     }
 
-    /// `mount(2)` on a thread of its own, in a mount namespace of its own, taken out of it as a detached copy:
+    /// `mount(2)` in a mount namespace of its own, taken out of it as a detached copy:
     /// the host's mount table shows nothing, and nothing stays when we die half-way.
     pub(crate) fn mount_old(&self) -> Result<OwnedFd, OverlayError> {
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new()
-                .name("overlay".to_owned())
-                .spawn_scoped(scope, || self.mount_in_namespace())
-                .map_err(|source| OverlayError { step: "start a thread", said: String::new(), source })?;
-            match thread.join() {
-                Ok(mounted) => mounted,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        in_own_namespace(|| self.mount_old_here())
     }
 
-    fn mount_in_namespace(&self) -> Result<OwnedFd, OverlayError> {
-        let nix =
-            |step| move |errno: nix::Error| OverlayError { step, said: String::new(), source: errno.into() };
-        nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)
-            .map_err(nix("leave the mount namespace"))?;
-        let none = None::<&str>;
-        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .map_err(nix("make mounts private"))?;
+    fn mount_old_here(&self) -> Result<OwnedFd, OverlayError> {
         // From here on, since overlayfs takes no folder by way of another namespace's mount.
         // One page holds all options of the old call; names in a folder of handles are a few bytes each.
         let mut held = Vec::new();
@@ -156,15 +178,44 @@ impl Overlay<'_> {
         if self.volatile {
             options.push_str(",volatile");
         }
-        nix::unistd::chdir("/proc/self/fd").map_err(nix("enter the folder of handles"))?;
+        nix::unistd::chdir("/proc/self/fd").map_err(errno("enter the folder of handles"))?;
         // Any folder will do as a place: nobody else sees this namespace. /proc is one that is there for sure,
         // and the current folder keeps the proc below it.
         let flags = if self.readonly { MsFlags::MS_RDONLY } else { MsFlags::empty() };
         nix::mount::mount(Some("overlay"), "/proc", Some("overlay"), flags, Some(options.as_str()))
-            .map_err(nix("mount the overlay"))?;
+            .map_err(errno("mount the overlay"))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         open_tree(rustix::fs::CWD, "/proc", flags).map_err(OverlayError::new("take the overlay out"))
     }
+}
+
+/// Runs `work` on a thread with a mount namespace of its own, which ends with it.
+fn in_own_namespace<F>(work: F) -> Result<OwnedFd, OverlayError>
+where
+    F: FnOnce() -> Result<OwnedFd, OverlayError> + Send,
+{
+    let alone = || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)
+            .map_err(errno("leave the mount namespace"))?;
+        let none = None::<&str>;
+        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .map_err(errno("make mounts private"))?;
+        work()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("overlay".to_owned())
+            .spawn_scoped(scope, alone)
+            .map_err(|source| OverlayError { step: "start a thread", said: String::new(), source })?;
+        match thread.join() {
+            Ok(mounted) => mounted,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn errno(step: &'static str) -> impl Fn(nix::Error) -> OverlayError {
+    move |errno| OverlayError { step, said: String::new(), source: errno.into() }
 }
 
 fn open_path(path: &Path) -> Result<OwnedFd, OverlayError> {

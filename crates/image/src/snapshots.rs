@@ -39,13 +39,25 @@ pub struct Snapshot {
     layout: Arc<Layout>,
 }
 
+/// Where the ids of a user namespace begin on the host: user and group 0 are these there, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstIds {
+    /// Of users.
+    pub uid: u32,
+    /// Of groups.
+    pub gid: u32,
+}
+
 /// How to mount a snapshot.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct MountOptions {
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MountOptions<'a> {
     /// The image alone, without the container's own layer: nothing can be written, by nobody. For image
     /// volumes. A container with a read-only root still wants its mount points made: mount it writable and
     /// make it read-only afterwards.
     pub readonly: bool,
+    /// The image's files have the owners that this user namespace maps theirs to, although the layers on disk are the same
+    /// for all. What the container writes is on disk as the host's ids, so that no file of root's can come from it.
+    pub user_namespace: Option<BorrowedFd<'a>>,
 }
 
 /// Why a snapshot was not mounted.
@@ -108,7 +120,7 @@ impl Snapshot {
     /// # Errors
     ///
     /// [`MountError::LostAtReboot`], or what the kernel refused.
-    pub fn mount(&self, options: MountOptions) -> Result<OwnedFd, MountError> {
+    pub fn mount(&self, options: MountOptions<'_>) -> Result<OwnedFd, MountError> {
         let dir = self.dir();
         let (upper, work) = (self.upper(), dir.join("work"));
         if !options.readonly {
@@ -125,16 +137,9 @@ impl Snapshot {
             upper: (!options.readonly).then_some((&upper, &work)),
             volatile: !options.readonly,
             readonly: options.readonly,
+            user_namespace: options.user_namespace,
         };
-        overlay.mount().map_err(|error| {
-            let step = error.to_string();
-            let OverlayError { source, .. } = error;
-            MountError::Kernel {
-                id: self.id.clone(),
-                step: step.strip_prefix("cannot ").unwrap_or(&step).to_owned(),
-                source,
-            }
-        })
+        overlay.mount().map_err(|error| refused(&self.id, error))
     }
 
     /// An empty directory of this snapshot's, to fill up a stack of layers.
@@ -201,6 +206,39 @@ impl Snapshot {
         let dir = open_dir(&upper)?;
         tree::measure(&dir).map_err(|errno| DiskError::new("measure", upper)(errno.into()))
     }
+}
+
+fn refused(id: &str, error: OverlayError) -> MountError {
+    let step = error.to_string();
+    let OverlayError { source, .. } = error;
+    let step = step.strip_prefix("cannot ").unwrap_or(&step).to_owned();
+    MountError::Kernel { id: id.to_owned(), step, source }
+}
+
+/// Mounts an overlay of empty folders as a container in `user_namespace` would get it, and lets it go again.
+pub(crate) fn try_mapping_ids(layout: &Layout, user_namespace: BorrowedFd<'_>) -> Result<(), MountError> {
+    const ID: &str = "of the probe for user namespaces";
+    let temp = layout.temp();
+    let make = |path: &Path| {
+        let made = DirBuilder::new().mode(0o700).create(path);
+        made.map_err(|error| MountError::Disk {
+            id: ID.to_owned(),
+            source: DiskError::new("make", path)(error),
+        })
+    };
+    make(temp.path())?;
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| temp.path().join(name));
+    for path in [&lower, &upper, &work] {
+        make(path)?;
+    }
+    let overlay = Overlay {
+        lower: &[lower],
+        upper: Some((&upper, &work)),
+        volatile: false,
+        readonly: false,
+        user_namespace: Some(user_namespace),
+    };
+    overlay.mount().map(drop).map_err(|error| refused(ID, error))
 }
 
 /// Why a snapshot was not made or not removed.

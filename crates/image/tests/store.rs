@@ -86,9 +86,9 @@ async fn a_removed_images_layers_stay_while_a_container_has_them() {
     let pushed = ImageBuilder::new().layer(layer("a")).push(&registry, "app", "latest");
     node.pull(&registry.reference("app")).await.unwrap();
     let image = node.image(pushed.config.as_str());
-    node.images.create_snapshot("c1", &image).await.unwrap();
-    assert!(matches!(node.images.create_snapshot("c1", &image).await, Err(SnapshotError::Exists(_))));
-    assert!(matches!(node.images.create_snapshot("../x", &image).await, Err(SnapshotError::Name(_))));
+    node.images.create_snapshot("c1", &image, None).await.unwrap();
+    assert!(matches!(node.images.create_snapshot("c1", &image, None).await, Err(SnapshotError::Exists(_))));
+    assert!(matches!(node.images.create_snapshot("../x", &image, None).await, Err(SnapshotError::Name(_))));
     node.images.remove("app").await.unwrap(); // some other app
     node.images.remove(pushed.config.as_str()).await.unwrap();
     assert!(node.images.list().is_empty());
@@ -111,7 +111,7 @@ async fn a_restart_keeps_images_and_sweeps_what_was_half_made() {
     node.pull(&registry.reference("app")).await.unwrap();
     let image = node.image(pushed.config.as_str());
     let id = image.id.clone();
-    node.images.create_snapshot("orphan", &image).await.unwrap();
+    node.images.create_snapshot("orphan", &image, None).await.unwrap();
     node.images.set_pinned(&id, true).unwrap();
     let root = node.root();
     std::fs::create_dir_all(root.join("tmp/77/fs/half/made")).unwrap();
@@ -138,7 +138,7 @@ async fn a_damaged_layer_is_made_again_from_its_blob() {
     let node = node.restart();
     registry.forget_seen();
     let image = node.image(pushed.config.as_str());
-    let snapshot = node.images.create_snapshot("c1", &image).await.unwrap();
+    let snapshot = node.images.create_snapshot("c1", &image, None).await.unwrap();
     let root = Mounted::at(snapshot.mount(MountOptions::default()).unwrap());
     assert_eq!(root.read("a"), "a");
     drop(root);
@@ -149,10 +149,10 @@ async fn a_damaged_layer_is_made_again_from_its_blob() {
     std::fs::remove_file(node.root().join("content/sha256").join(pushed.blobs[0].hex())).unwrap();
     let node = node.restart();
     let image = node.image(pushed.config.as_str());
-    let gone = node.images.create_snapshot("c1", &image).await;
+    let gone = node.images.create_snapshot("c1", &image, None).await;
     assert!(matches!(gone, Err(SnapshotError::LayerGone { .. })), "{gone:?}");
     node.pull(&registry.reference("app")).await.unwrap();
-    node.images.create_snapshot("c1", &image).await.unwrap();
+    node.images.create_snapshot("c1", &image, None).await.unwrap();
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn images_of_120_layers_one_layer_and_none_mount() {
         let reference = registry.reference(&format!("app:{tag}"));
         node.pull(&reference).await.unwrap();
         let image = node.image(&reference);
-        let snapshot = node.images.create_snapshot(&tag, &image).await.unwrap();
+        let snapshot = node.images.create_snapshot(&tag, &image, None).await.unwrap();
         let root = Mounted::at(snapshot.mount(MountOptions::default()).unwrap());
         if count > 0 {
             assert_eq!(root.read("last"), (count - 1).to_string());
@@ -180,7 +180,8 @@ async fn images_of_120_layers_one_layer_and_none_mount() {
         let root = Mounted::at(snapshot.mount(MountOptions::default()).unwrap());
         assert_eq!(root.read("written"), "w");
         drop(root);
-        let root = Mounted::at(snapshot.mount(MountOptions { readonly: true }).unwrap());
+        let root =
+            Mounted::at(snapshot.mount(MountOptions { readonly: true, ..MountOptions::default() }).unwrap());
         assert!(!root.path("written").exists(), "the image alone");
         assert_eq!(
             std::fs::write(root.path("x"), "x").unwrap_err().raw_os_error(),
@@ -196,7 +197,7 @@ async fn the_same_layer_twice_in_one_image_mounts() {
     ImageBuilder::new().layer(empty()).layer(layer("a")).layer(empty()).push(&registry, "app", "latest");
     node.pull(&registry.reference("app")).await.unwrap();
     let image = node.image(&registry.reference("app"));
-    let snapshot = node.images.create_snapshot("c1", &image).await.unwrap();
+    let snapshot = node.images.create_snapshot("c1", &image, None).await.unwrap();
     let root = Mounted::at(snapshot.mount(MountOptions::default()).unwrap());
     assert_eq!(root.read("a"), "a");
 }
@@ -208,7 +209,7 @@ async fn the_root_directory_looks_as_the_image_says() {
     ImageBuilder::new().layer(base).layer(layer("b")).push(&registry, "app", "latest");
     node.pull(&registry.reference("app")).await.unwrap();
     let image = node.image(&registry.reference("app"));
-    let snapshot = node.images.create_snapshot("c1", &image).await.unwrap();
+    let snapshot = node.images.create_snapshot("c1", &image, None).await.unwrap();
     let root = Mounted::at(snapshot.mount(MountOptions::default()).unwrap());
     let meta = std::fs::metadata(root.dir.path()).unwrap();
     assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o711, 1, 2));
@@ -220,7 +221,7 @@ async fn a_snapshot_in_use_at_a_crash_of_the_machine_is_not_trusted() {
     ImageBuilder::new().layer(layer("a")).push(&registry, "app", "latest");
     node.pull(&registry.reference("app")).await.unwrap();
     let image = node.image(&registry.reference("app"));
-    let snapshot = node.images.create_snapshot("c1", &image).await.unwrap();
+    let snapshot = node.images.create_snapshot("c1", &image, None).await.unwrap();
     drop(snapshot.mount(MountOptions::default()).unwrap());
     // As if it had been made before a reboot.
     let path = node.root().join("snapshots/c1/snapshot.json");
@@ -240,7 +241,7 @@ async fn what_containers_write_is_counted() {
     ImageBuilder::new().layer(layer("a")).push(&registry, "app", "latest");
     node.pull(&registry.reference("app")).await.unwrap();
     let image = node.image(&registry.reference("app"));
-    let snapshot = node.images.create_snapshot("c1", &image).await.unwrap();
+    let snapshot = node.images.create_snapshot("c1", &image, None).await.unwrap();
     let root = Mounted::at(snapshot.mount(MountOptions::default()).unwrap());
     std::fs::write(root.path("big"), vec![1u8; 5_000_000]).unwrap();
     rustix::fs::syncfs(std::fs::File::open(node.root()).unwrap()).unwrap();

@@ -25,7 +25,7 @@ async fn pulled(
 async fn mounted(layers: impl IntoIterator<Item = Tar>) -> (Node, Mounted) {
     let (registry, node) = (Registry::start().await, Node::new());
     let image = pulled(&node, &registry, layers).await;
-    let snapshot = node.images.create_snapshot("c1", &image).await.unwrap();
+    let snapshot = node.images.create_snapshot("c1", &image, None).await.unwrap();
     let root = Mounted::at(snapshot.mount(MountOptions::default()).unwrap());
     (node, root)
 }
@@ -337,7 +337,7 @@ async fn directories_a_layer_does_not_describe_keep_a_lower_layers_attributes() 
     assert!(root.path("tmp/new").exists() && root.path("tmp/newer").exists());
     // A second snapshot finds the added layer; all of it goes with the image and the containers.
     let image = node.images.list().remove(0);
-    node.images.create_snapshot("c2", &image).await.unwrap();
+    node.images.create_snapshot("c2", &image, None).await.unwrap();
     drop(root);
     node.images.remove(image.id.as_str()).await.unwrap();
     node.images.remove_snapshot("c1").await.unwrap();

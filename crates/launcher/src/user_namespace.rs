@@ -131,7 +131,7 @@ fn become_owner(own: CloneFlags) -> Result<(), rustix::io::Errno> {
 ///
 /// # Errors
 /// `EINVAL` when the namespace has no root.
-pub(crate) fn become_root() -> rustix::io::Result<()> {
+pub fn become_root() -> rustix::io::Result<()> {
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
 }

@@ -62,10 +62,26 @@ pub(crate) async fn create() -> Result<Netns, NetnsError> {
     thread::run("netns", make_here).await.map_err(NetnsError::Thread)?
 }
 
+/// Prepares a namespace that somebody else has made, as [`create`] does its own.
+pub(crate) async fn adopt(fd: OwnedFd) -> Result<Netns, NetnsError> {
+    let inside = move || {
+        thread::enter(&fd).map_err(NetnsError::Thread)?;
+        prepare()?;
+        Ok(Netns { fd })
+    };
+    thread::run("netns", inside).await.map_err(NetnsError::Thread)?
+}
+
 /// Leaves the calling thread in the new namespace.
 fn make_here() -> Result<Netns, NetnsError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::Unshare(errno.into()))?;
     let fd = File::open("/proc/thread-self/ns/net").map_err(NetnsError::Open)?.into();
+    prepare()?;
+    Ok(Netns { fd })
+}
+
+/// Makes the calling thread's namespace ready for a pod.
+fn prepare() -> Result<(), NetnsError> {
     if sysctl::has_ipv6() {
         // The pod's interface takes these over when it appears. Its addresses are assigned: no second's wait for
         // duplicates, and no neighbour that announces itself as a router is believed.
@@ -75,6 +91,5 @@ fn make_here() -> Result<Netns, NetnsError> {
     }
     Socket::route()
         .and_then(|mut socket| socket.transact(&[route::raise_link(LOOPBACK)]))
-        .map_err(NetnsError::Loopback)?;
-    Ok(Netns { fd })
+        .map_err(NetnsError::Loopback)
 }

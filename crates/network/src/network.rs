@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -141,6 +142,14 @@ impl Network {
     /// When the kernel refuses; see [`NetnsError`].
     pub async fn create_netns(&self) -> Result<Netns, NetnsError> {
         netns::create().await
+    }
+
+    /// The same of a namespace that was made elsewhere, since it belongs to a pod's user namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses; see [`NetnsError`].
+    pub async fn adopt_netns(&self, netns: OwnedFd) -> Result<Netns, NetnsError> {
+        netns::adopt(netns).await
     }
 
     /// Connects a sandbox. Once this has begun it runs to its end, also when the future is dropped: then call

@@ -1,7 +1,7 @@
 //! What the caller finds out and hands in: this crate reads nothing itself.
 
 use crate::{ImageDefaults, ResolvedUser, seccomp};
-use berth_cri::runtime::v1::{ContainerConfig, PodSandboxConfig};
+use berth_cri::runtime::v1::{ContainerConfig, IdMapping, PodSandboxConfig};
 use oci_spec::runtime::Capabilities;
 use std::path::{Path, PathBuf};
 
@@ -77,6 +77,15 @@ pub struct PodNamespaces {
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
     pub pid: PidNamespace,
+    pub user: Option<UserNamespace>,
+}
+
+/// The pod's user namespace, and its ids as CRI gives them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserNamespace {
+    pub path: PathBuf,
+    pub uids: Vec<IdMapping>,
+    pub gids: Vec<IdMapping>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

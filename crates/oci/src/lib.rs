@@ -11,6 +11,7 @@
 mod caps;
 mod devices;
 mod error;
+mod ids;
 mod image;
 mod input;
 mod lsm;
@@ -28,7 +29,7 @@ pub use error::SpecError;
 pub use image::ImageDefaults;
 pub use input::{
     AppArmor, ContainerInput, DeviceKind, HostFacts, ImageVolume, OpenFiles, PidNamespace, PodFiles,
-    PodNamespaces, ResolvedDevice,
+    PodNamespaces, ResolvedDevice, UserNamespace,
 };
 pub use mounts::image_volumes;
 pub use process::exec_process;

@@ -1,7 +1,7 @@
 //! The mounts of a container, in the order they must be made.
 
 use crate::path::clean;
-use crate::{ContainerInput, SpecError};
+use crate::{ContainerInput, SpecError, ids};
 use berth_cri::runtime::v1::{ContainerConfig, Mount as CriMount, MountPropagation};
 use oci_spec::runtime::{Mount, MountBuilder};
 use std::collections::BTreeSet;
@@ -38,7 +38,8 @@ pub(crate) fn mounts(input: &ContainerInput<'_>, privileged: bool) -> Result<Mou
     let mut rootfs_propagation = None;
     for (index, mount) in input.container.mounts.iter().enumerate() {
         let field = format!("config.mounts[{index}]");
-        let (mount, propagation) = requested_mount(&field, mount)?;
+        let inside = input.namespaces.user.is_some();
+        let (mount, propagation) = requested_mount(&field, mount, inside)?;
         requested.push(mount);
         rootfs_propagation = wider(rootfs_propagation, propagation);
     }
@@ -55,14 +56,23 @@ pub(crate) fn mounts(input: &ContainerInput<'_>, privileged: bool) -> Result<Mou
 
     // Nor is anything of ours made below a /dev or /sys of the request's own: that would be hidden, or would hide.
     let replaced: Vec<PathBuf> = requested.iter().map(|mount| mount.destination().clone()).collect();
-    let mut mounts = kernel_filesystems(privileged);
+    let mut mounts = kernel_filesystems(input, privileged);
     mounts.retain(|mount| !replaced.iter().any(|path| mount.destination().starts_with(path)));
     mounts.append(&mut requested);
     Ok(Mounts { mounts, rootfs_propagation: rootfs_propagation.map(str::to_owned) })
 }
 
-fn kernel_filesystems(privileged: bool) -> Vec<Mount> {
+fn kernel_filesystems(input: &ContainerInput<'_>, privileged: bool) -> Vec<Mount> {
     let write = if privileged { "rw" } else { "ro" };
+    let pod = input.namespaces;
+    let sys = match (&pod.user, &pod.network) {
+        // A runtime that mounts from inside is let mount only the sysfs of its own network namespace.
+        (Some(_), None) => {
+            let write = if privileged { "rw" } else { "rro" };
+            bind("/sys".into(), Path::new("/sys"), &["rbind", "rprivate", "nosuid", "noexec", "nodev", write])
+        }
+        _ => special("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", write]),
+    };
     vec![
         special("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         special("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -73,7 +83,7 @@ fn kernel_filesystems(privileged: bool) -> Vec<Mount> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
         special("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        special("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", write]),
+        sys,
         special("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", write]),
     ]
 }
@@ -97,15 +107,16 @@ fn pod_files(input: &ContainerInput<'_>) -> Vec<Mount> {
     mounts
 }
 
-/// A mount of the request, and the propagation it needs of the root.
-fn requested_mount(field: &str, mount: &CriMount) -> Result<(Mount, Option<&'static str>), SpecError> {
+/// A mount of the request, and the propagation it needs of the root. `inside`: the container is in a user namespace.
+fn requested_mount(
+    field: &str,
+    mount: &CriMount,
+    inside: bool,
+) -> Result<(Mount, Option<&'static str>), SpecError> {
     let invalid = |name: &str, reason: String| SpecError::invalid(format!("{field}.{name}"), reason);
     let unsupported = |name: &str, reason: &str| SpecError::unsupported(format!("{field}.{name}"), reason);
     if mount.image.is_some() {
         return Err(invalid("image", "an image volume has to be mounted before it gets here".to_owned()));
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(unsupported("uidMappings", "id-mapped mounts are not built yet"));
     }
     if !mount.container_path.starts_with('/') {
         return Err(invalid("container_path", format!("{:?} is not an absolute path", mount.container_path)));
@@ -121,6 +132,11 @@ fn requested_mount(field: &str, mount: &CriMount) -> Result<(Mount, Option<&'sta
         .map_err(|_| invalid("propagation", format!("{} is unknown", mount.propagation)))?;
     if mount.recursive_read_only && !(mount.readonly && propagation == MountPropagation::PropagationPrivate) {
         return Err(invalid("recursive_read_only", "needs readonly and private propagation".to_owned()));
+    }
+
+    // mount_namespaces(7): what is mounted in a less privileged mount namespace never reaches one that is more so.
+    if inside && propagation == MountPropagation::PropagationBidirectional {
+        return Err(invalid("propagation", "cannot be bidirectional in a user namespace".to_owned()));
     }
 
     let (flag, root) = match propagation {
@@ -145,7 +161,15 @@ fn requested_mount(field: &str, mount: &CriMount) -> Result<(Mount, Option<&'sta
             }
         }
     }
-    Ok((bind(destination, Path::new(&mount.host_path), &options), root))
+    let mapped = ids::of_mount(field, &mount.uid_mappings, &mount.gid_mappings)?;
+    if mapped.is_some() {
+        options.push("ridmap");
+    }
+    let mut bound = bind(destination, Path::new(&mount.host_path), &options);
+    if let Some((uids, gids)) = mapped {
+        bound.set_uid_mappings(Some(uids)).set_gid_mappings(Some(gids));
+    }
+    Ok((bound, root))
 }
 
 /// A shared root passes mounts both ways, so it serves those that only receive as well.

@@ -1,10 +1,10 @@
 //! Putting the parts together: one container's OCI runtime spec.
 
 use crate::{
-    ContainerInput, OpenFiles, PidNamespace, SpecError, caps, devices, lsm, mounts, process, resources,
+    ContainerInput, OpenFiles, PidNamespace, SpecError, caps, devices, ids, lsm, mounts, process, resources,
     seccomp,
 };
-use berth_cri::runtime::v1::{LinuxContainerSecurityContext, NamespaceMode};
+use berth_cri::runtime::v1::LinuxContainerSecurityContext;
 use oci_spec::runtime::{
     Capabilities, Linux, LinuxNamespace, LinuxNamespaceType as NamespaceType, LinuxSeccomp, PosixRlimit,
     PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec, User,
@@ -36,6 +36,7 @@ pub fn container_spec(input: &ContainerInput<'_>) -> Result<ContainerSpec, SpecE
     let security =
         input.container.linux.as_ref().and_then(|linux| linux.security_context.as_ref()).unwrap_or(&nothing);
     refuse(input, security)?;
+    ids::check(input, security)?;
 
     let mut warnings = Vec::new();
     let capabilities = caps::resolve(security, &input.host.bounding, &mut warnings)?;
@@ -72,7 +73,10 @@ pub fn container_spec(input: &ContainerInput<'_>) -> Result<ContainerSpec, SpecE
     let paths = |list: &[String]| if security.privileged { Vec::new() } else { list.to_vec() };
     linux.set_masked_paths(Some(paths(&security.masked_paths)));
     linux.set_readonly_paths(Some(paths(&security.readonly_paths)));
-    linux.set_uid_mappings(None).set_gid_mappings(None).set_sysctl(None).set_mount_label(None);
+    let user_namespace = input.namespaces.user.as_ref();
+    linux.set_uid_mappings(user_namespace.map(|user| ids::oci(&user.uids)));
+    linux.set_gid_mappings(user_namespace.map(|user| ids::oci(&user.gids)));
+    linux.set_sysctl(None).set_mount_label(None);
     linux.set_net_devices(None).set_intel_rdt(None).set_personality(None).set_time_offsets(None);
     linux.set_memory_policy(None);
 
@@ -106,13 +110,6 @@ fn refuse(input: &ContainerInput<'_>, security: &LinuxContainerSecurityContext) 
     if input.container.windows.is_some() {
         return Err(SpecError::unsupported("config.windows", "this is Linux"));
     }
-    let mappings = security.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
-    if mappings.is_some_and(|mappings| mappings.mode != NamespaceMode::Node as i32) {
-        return Err(SpecError::unsupported(
-            "security_context.namespace_options.userns_options",
-            "user namespaces are not built yet",
-        ));
-    }
     for (field, list) in
         [("masked_paths", &security.masked_paths), ("readonly_paths", &security.readonly_paths)]
     {
@@ -143,7 +140,9 @@ fn namespaces(input: &ContainerInput<'_>, privileged: bool) -> Vec<LinuxNamespac
         namespace
     };
     let mut namespaces = vec![namespace(NamespaceType::Mount, None)];
+    let user = pod.user.as_ref().map(|user| user.path.clone());
     for (kind, path) in [
+        (NamespaceType::User, &user),
         (NamespaceType::Network, &pod.network),
         (NamespaceType::Ipc, &pod.ipc),
         (NamespaceType::Uts, &pod.uts),

@@ -1,10 +1,10 @@
 //! Whole specs, as golden files, for the kinds of containers there are; and single rules that a golden file would hide.
 
 use berth_cri::runtime::v1::{
-    Capability as CriCapability, ContainerConfig, ContainerMetadata, HugepageLimit, ImageSpec, KeyValue,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, SeLinuxOption, SecurityProfile, UserNamespace,
+    Capability as CriCapability, ContainerConfig, ContainerMetadata, HugepageLimit, IdMapping, ImageSpec,
+    KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SeLinuxOption, SecurityProfile, UserNamespace,
 };
 use berth_oci::{
     AppArmor, ContainerInput, ContainerSpec, DeviceKind, HostFacts, ImageDefaults, ImageVolume, OpenFiles,
@@ -69,6 +69,7 @@ impl Case {
                 ipc: Some("/proc/42/ns/ipc".into()),
                 uts: Some("/proc/42/ns/uts".into()),
                 pid: PidNamespace::New,
+                user: None,
             },
             files: PodFiles {
                 resolv_conf: "/run/berth/pods/p/resolv.conf".into(),
@@ -243,9 +244,75 @@ fn golden_privileged() {
 fn golden_host_namespaces() {
     let mut case = Case::minimal();
     case.sandbox.hostname.clear();
-    case.namespaces = PodNamespaces { network: None, ipc: None, uts: None, pid: PidNamespace::Host };
+    case.namespaces =
+        PodNamespaces { network: None, ipc: None, uts: None, pid: PidNamespace::Host, user: None };
     case.files.shm = "/dev/shm".into();
     insta::assert_json_snapshot!(case.spec());
+}
+
+/// A pod of kubelet's with hostUsers: false, and one container with a volume.
+fn with_user_ids() -> Case {
+    let range = vec![IdMapping { container_id: 0, host_id: 131_072, length: 65_536 }];
+    let mut case = Case::minimal();
+    case.namespaces.user = Some(berth_oci::UserNamespace {
+        path: "/proc/42/fd/9".into(),
+        uids: range.clone(),
+        gids: range.clone(),
+    });
+    case.security().namespace_options = Some(NamespaceOption {
+        userns_options: Some(UserNamespace {
+            mode: NamespaceMode::Pod as i32,
+            uids: range.clone(),
+            gids: range.clone(),
+        }),
+        ..Default::default()
+    });
+    case.container.mounts.push(Mount {
+        container_path: "/data".into(),
+        host_path: "/var/lib/kubelet/pods/p/volumes/v".into(),
+        uid_mappings: range.clone(),
+        gid_mappings: range,
+        ..Default::default()
+    });
+    case
+}
+
+#[test]
+fn golden_user_namespace() {
+    insta::assert_json_snapshot!(with_user_ids().spec());
+}
+
+#[test]
+fn a_user_namespace_holds_the_whole_container() {
+    let mut case = with_user_ids();
+    case.user.uid = 65_536;
+    assert!(case.fault().contains("user 65536 of the container"), "{}", case.fault());
+    let mut case = with_user_ids();
+    case.user.additional_gids.push(70_000);
+    assert!(case.fault().contains("group 70000 of the container"), "{}", case.fault());
+    let mut case = with_user_ids();
+    case.security().namespace_options.as_mut().unwrap().userns_options.as_mut().unwrap().mode = 2;
+    assert!(case.fault().contains("the same as the pod sandbox's"), "{}", case.fault());
+    let mut case = with_user_ids();
+    case.security().namespace_options = None;
+    assert!(case.build().is_ok(), "without options of its own it does as its pod does");
+    let mut case = with_user_ids();
+    case.container.mounts[0].gid_mappings.clear();
+    assert!(case.fault().starts_with("config.mounts[0].gidMappings"), "{}", case.fault());
+    let mut case = with_user_ids();
+    case.container.mounts[0].propagation = MountPropagation::PropagationBidirectional as i32;
+    assert!(case.fault().starts_with("config.mounts[0].propagation"), "{}", case.fault());
+}
+
+#[test]
+fn sysfs_of_the_hosts_network_is_the_hosts_own_mount_in_a_user_namespace() {
+    let mut case = with_user_ids();
+    case.namespaces.network = None;
+    let spec = case.spec();
+    let mounts = spec["mounts"].as_array().unwrap();
+    let sys = mounts.iter().find(|mount| mount["destination"] == "/sys").unwrap();
+    assert_eq!((&sys["type"], &sys["source"]), (&"bind".into(), &"/sys".into()));
+    assert!(sys["options"].as_array().unwrap().contains(&"rro".into()), "{sys}");
 }
 
 #[test]
@@ -458,7 +525,7 @@ fn what_is_not_built_or_not_possible_names_its_field() {
         userns_options: Some(UserNamespace { mode: NamespaceMode::Pod as i32, ..Default::default() }),
         ..Default::default()
     });
-    assert!(case.fault().contains("userns_options is not supported"));
+    assert!(case.fault().contains("userns_options: must be the same as the pod sandbox's"));
 
     let mut case = Case::minimal();
     case.resources().oom_score_adj = 1001;

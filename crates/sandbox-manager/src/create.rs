@@ -32,6 +32,7 @@ use crate::{
     host::{Handler, Host},
     propagation,
     sandbox::{blocking, place, remove_cgroup, remove_folder},
+    user_namespace::PodUserNamespace,
     volumes,
 };
 
@@ -141,12 +142,15 @@ impl Creation {
             let (cgroups, path) = (host.cgroups.clone(), cgroup_path.clone());
             blocking(move || cgroups.create(&path)).await.map_err(self.step("make its cgroup"))
         });
-        let rootfs = timeline.step(format!("container {name}: root file system"), self.rootfs(image));
+        let user = self.user_namespace().await?;
+        let rootfs =
+            timeline.step(format!("container {name}: root file system"), self.rootfs(image, user.as_ref()));
         let (cgroup, rootfs) = tokio::join!(cgroup, rootfs);
-        let (cgroup, (rootfs, user)) = (cgroup?, rootfs?);
+        let (cgroup, (rootfs, resolved)) = (cgroup?, rootfs?);
 
         let pid = self.pid_mode()?;
-        let prepared = self.spec(image, &user, &cgroup_path, self.pid_namespace(&pid).await?).await?;
+        let namespaces = self.namespaces(self.pid_namespace(&pid).await?, user.as_ref());
+        let prepared = self.spec(image, &resolved, &cgroup_path, namespaces, user.as_ref()).await?;
         self.warn(prepared.warnings);
         self.limit(&cgroup, &prepared.spec).await?;
         self.write_spec(&prepared.spec).await?;
@@ -155,27 +159,40 @@ impl Creation {
             .step(format!("container {name}: process"), self.process(&prepared.spec, &cgroup, rootfs, pid))
             .await?;
 
-        let container = self.container(image, Some(&user), ContainerState::Created { pid })?;
+        let container = self.container(image, Some(&resolved), ContainerState::Created { pid })?;
         let batch = Batch::new().put(self.id.as_str(), &container);
         host.persist(batch).await.map_err(self.step("write its record"))?;
         Ok(container)
     }
 
+    /// The pod's user namespace, where it has one.
+    async fn user_namespace(&self) -> Result<Option<PodUserNamespace>, Error> {
+        let Some(ids) = self.pod.sandbox.user_ids() else { return Ok(None) };
+        let state = self.supervisor.state().await.map_err(self.step("find its pod's user namespace"))?;
+        let path = format!("/proc/{}/fd/{}", self.supervisor.pid(), state.user_namespace);
+        Ok(Some(PodUserNamespace { ids, path: path.into() }))
+    }
+
     /// The detached overlay mount, and the user, which only the image's own files can tell.
-    async fn rootfs(&self, image: &Image) -> Result<(OwnedFd, ResolvedUser), Error> {
+    async fn rootfs(
+        &self,
+        image: &Image,
+        user: Option<&PodUserNamespace>,
+    ) -> Result<(OwnedFd, ResolvedUser), Error> {
         let snapshot = self
             .host
             .images
-            .create_snapshot(self.id.as_str(), image)
+            .create_snapshot(self.id.as_str(), image, user.map(|user| user.ids.first()))
             .await
             .map_err(self.step("make its snapshot"))?;
         let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()).cloned();
         let image_user = ImageDefaults::from(&image.config).user;
         let label = self.label();
+        let user = user.map(PodUserNamespace::open).transpose();
+        let user = user.map_err(Error::step(&label, "open its pod's user namespace"))?;
         blocking(move || {
-            let mount = snapshot
-                .mount(MountOptions::default())
-                .map_err(Error::step(&label, "mount its root file system"))?;
+            let options = MountOptions { readonly: false, user_namespace: user.as_ref().map(AsFd::as_fd) };
+            let mount = snapshot.mount(options).map_err(Error::step(&label, "mount its root file system"))?;
             let read = |path| Snapshot::read_file(mount.as_fd(), path, MAX_USER_FILE);
             let passwd = read("/etc/passwd").map_err(Error::step(&label, "read the image's /etc/passwd"))?;
             let group = read("/etc/group").map_err(Error::step(&label, "read the image's /etc/group"))?;
@@ -195,17 +212,18 @@ impl Creation {
         image: &Image,
         user: &ResolvedUser,
         cgroup_path: &str,
-        pid: PidNamespace,
+        namespaces: PodNamespaces,
+        user_namespace: Option<&PodUserNamespace>,
     ) -> Result<ContainerSpec, Error> {
         let (host, sandbox) = (&self.host, &self.pod.sandbox);
         let dir = host.pod_dir(&sandbox.id);
         let devices = devices::resolve(&self.config.devices, self.security().privileged)
             .map_err(self.step("find its devices"))?;
-        let config = volumes::mounted(host, &self.id, &self.config, &dir.volumes(&self.id)).await?;
+        let config =
+            volumes::mounted(host, &self.id, &self.config, &dir.volumes(&self.id), user_namespace).await?;
         let mounts = config.mounts.clone();
         blocking(move || propagation::check(&mounts)).await.map_err(self.step("check its mounts"))?;
         let profile = self.seccomp_profile().await?;
-        let own = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", self.supervisor.pid()));
         let input = ContainerInput {
             sandbox_id: sandbox.id.as_str(),
             sandbox: &sandbox.config,
@@ -213,12 +231,7 @@ impl Creation {
             image: &ImageDefaults::from(&image.config),
             user,
             host: &host.facts,
-            namespaces: &PodNamespaces {
-                network: (!sandbox.host_network()).then(|| own("net")),
-                ipc: (!sandbox.host_ipc()).then(|| own("ipc")),
-                uts: (!sandbox.host_network()).then(|| own("uts")),
-                pid,
-            },
+            namespaces: &namespaces,
             cgroups_path: cgroup_path,
             rootfs: &dir.rootfs(&self.id),
             files: &PodFiles {
@@ -246,6 +259,18 @@ impl Creation {
                 Error::Invalid { field: "config.linux.security_context.seccomp", why: err.to_string() }
             }
         })
+    }
+
+    fn namespaces(&self, pid: PidNamespace, user: Option<&PodUserNamespace>) -> PodNamespaces {
+        let sandbox = &self.pod.sandbox;
+        let own = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", self.supervisor.pid()));
+        PodNamespaces {
+            network: (!sandbox.host_network()).then(|| own("net")),
+            ipc: (!sandbox.host_ipc()).then(|| own("ipc")),
+            uts: (!sandbox.host_network()).then(|| own("uts")),
+            pid,
+            user: user.map(PodUserNamespace::for_spec),
+        }
     }
 
     fn security(&self) -> LinuxContainerSecurityContext {

@@ -4,10 +4,13 @@ use std::{
     fmt::Write as _,
     fs, io,
     net::IpAddr,
+    os::unix::fs::chown,
     path::{Path, PathBuf},
 };
 
 use berth_cri::runtime::v1::{DnsConfig, PodSandboxConfig};
+
+use berth_image::FirstIds;
 
 use crate::{ContainerId, SandboxId};
 
@@ -74,12 +77,24 @@ pub(crate) fn hostname(config: &PodSandboxConfig, node: &str) -> String {
     }
 }
 
-/// Writes resolv.conf, hostname and hosts. `ips` is empty for a pod in the host's network.
-pub(crate) fn write(dir: &PodDir, config: &PodSandboxConfig, node: &str, ips: &[IpAddr]) -> io::Result<()> {
+/// Writes resolv.conf, hostname and hosts. `ips` is empty for a pod in the host's network; `owner` is root in the pod.
+pub(crate) fn write(
+    dir: &PodDir,
+    config: &PodSandboxConfig,
+    node: &str,
+    ips: &[IpAddr],
+    owner: Option<FirstIds>,
+) -> io::Result<()> {
     let name = hostname(config, node);
     fs::write(dir.resolv_conf(), resolv_conf(config.dns_config.as_ref())?)?;
     fs::write(dir.hosts(), hosts(&name, ips)?)?;
-    fs::write(dir.hostname(), name + "\n")
+    fs::write(dir.hostname(), name + "\n")?;
+    if let Some(FirstIds { uid, gid }) = owner {
+        for path in [dir.resolv_conf(), dir.hosts(), dir.hostname()] {
+            chown(path, Some(uid), Some(gid))?;
+        }
+    }
+    Ok(())
 }
 
 /// From the config, or the host's own when it says nothing (crictl's configs usually do not).

@@ -21,7 +21,7 @@ use berth_supervisor::client::SupervisorBinary;
 use oci_spec::runtime::LinuxSeccomp;
 use sha2::{Digest as _, Sha256};
 
-use crate::{SandboxId, events::Bus, files::PodDir, sandbox::blocking};
+use crate::{SandboxId, events::Bus, files::PodDir, sandbox::blocking, user_namespace::Support};
 
 /// How containers of a handler are launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub(crate) struct Host {
     pub(crate) facts: HostFacts,
     pub(crate) boot_id: String,
     capabilities: CapSet,
+    /// By handler.
+    pub(crate) user_namespaces: BTreeMap<String, Support>,
     pub(crate) filters: FilterCache,
     pub(crate) bus: Bus,
     store: Store,
@@ -107,6 +109,7 @@ impl Host {
         images: Images,
         network: Network,
         store: Store,
+        user_namespaces: BTreeMap<String, Support>,
     ) -> Result<Self, HostError> {
         let pods = config.state.join("pods");
         fs::create_dir_all(&pods).map_err(|source| HostError::Path {
@@ -128,6 +131,7 @@ impl Host {
             supervisor,
             facts,
             capabilities,
+            user_namespaces,
             filters: FilterCache::default(),
             bus: Bus::default(),
             store,

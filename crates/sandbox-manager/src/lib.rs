@@ -35,6 +35,7 @@ mod start_stop;
 mod stream;
 mod timeline;
 mod update;
+mod user_namespace;
 mod view;
 mod volumes;
 

@@ -22,8 +22,9 @@ use crate::{
     host::Host,
     pod::{Pod, PodHandle, Reply, Request, state_name},
     recovery,
-    sandbox::{cgroup_parent, check_sysctls, check_user_namespace},
+    sandbox::{cgroup_parent, check_sysctls},
     session,
+    user_namespace::{self, PodIds},
 };
 
 /// All pods of the node.
@@ -76,7 +77,8 @@ impl SandboxManager {
         network: Network,
         store: Store,
     ) -> Result<Self, HostError> {
-        let host = Arc::new(Host::new(config, images, network, store)?);
+        let user_namespaces = user_namespace::probe(&images, &config.handlers).await;
+        let host = Arc::new(Host::new(config, images, network, store, user_namespaces)?);
         let directory = Arc::new(Directory::default());
         recovery::recover(&host, &directory).await?;
         Ok(Self { host, directory })
@@ -93,6 +95,12 @@ impl SandboxManager {
         self.host.facts.kernel >= (5, 12)
     }
 
+    /// Whether pods of a handler can have user and group ids of their own.
+    #[must_use]
+    pub fn has_user_namespaces(&self, handler: &str) -> bool {
+        self.host.check_user_namespaces(handler).is_ok()
+    }
+
     /// Makes a pod sandbox. A repeated call with the same metadata joins the one in flight, or returns its result.
     ///
     /// # Errors
@@ -103,7 +111,9 @@ impl SandboxManager {
             .clone()
             .ok_or_else(|| Error::Invalid { field: "config.metadata", why: "must be set".to_owned() })?;
         self.host.handler(handler)?;
-        check_user_namespace(&config)?;
+        if PodIds::of(&config)?.is_some() {
+            self.host.check_user_namespaces(handler)?;
+        }
         let id = SandboxId::generate();
         let cgroup_parent = cgroup_parent(&config, &id, &self.host.config.cgroup_root)?;
         let sandbox = Sandbox {
@@ -417,6 +427,13 @@ impl Host {
             field: "runtime_handler",
             why: format!("no handler {name:?} is configured"),
         })
+    }
+
+    fn check_user_namespaces(&self, handler: &str) -> Result<(), Error> {
+        match self.user_namespaces.get(handler) {
+            Some(Err(why)) => Err(Error::Unsupported(format!("a user namespace for this pod ({why})"))),
+            Some(Ok(())) | None => Ok(()),
+        }
     }
 }
 

@@ -12,13 +12,13 @@ use std::{
 };
 
 use berth_cri::{
-    berth::v1::{PodSetup, SandboxRecord, sandbox_record::Phase},
+    berth::v1::{MakeUserNamespace, PodSetup, SandboxRecord, sandbox_record::Phase},
     runtime::v1::{
         NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, Protocol as CriProtocol,
-        UserNamespace,
     },
 };
-use berth_network::{AttachRequest, PodIdentity, PortMapping, Protocol};
+use berth_image::FirstIds;
+use berth_network::{AttachRequest, Netns, PodIdentity, PortMapping, Protocol};
 use berth_store::{Batch, DecodeError, Record};
 use berth_supervisor::client::{Events, Supervisor};
 use prost::Message as _;
@@ -33,6 +33,7 @@ use crate::{
     error::cause,
     files::{self, PodDir},
     host::Host,
+    user_namespace::PodIds,
 };
 
 /// Size of a pod's own /dev/shm, in bytes: what every runtime of the field gives.
@@ -102,6 +103,11 @@ impl Sandbox {
 
     pub(crate) fn host_ipc(&self) -> bool {
         self.namespaces().ipc() == NamespaceMode::Node
+    }
+
+    /// Its user and group ids, when it does not use the host's. What cannot be meant was refused before it was made.
+    pub(crate) fn user_ids(&self) -> Option<PodIds> {
+        PodIds::of(&self.config).ok().flatten()
     }
 
     /// Whether its containers share one pid namespace. Only an explicit namespace option says so: the enum's zero
@@ -220,7 +226,7 @@ async fn make(
     spawned: &mut Option<Supervisor>,
 ) -> Result<Up, Error> {
     let dir = host.pod_dir(&sandbox.id);
-    let network = timeline.step("sandbox: network", attach(host, sandbox));
+    let user_ids = sandbox.user_ids();
     let spawn = timeline.step("sandbox: supervisor", async {
         prepare_dir(&dir, sandbox).await?;
         let started = Supervisor::spawn(&host.supervisor, dir.path(), sandbox.id.as_str()).await;
@@ -228,8 +234,27 @@ async fn make(
         *spawned = Some(supervisor.clone());
         Ok((supervisor, events))
     });
-    let (network, started) = tokio::join!(network, spawn);
-    let ((netns, ips), (supervisor, events)) = (network?, started?);
+    let ((netns, ips), (supervisor, events)) = match user_ids {
+        None => {
+            let network = timeline.step("sandbox: network", async {
+                match sandbox.host_network() {
+                    true => Ok((None, Vec::new())),
+                    false => {
+                        let (netns, ips) = attach(host, sandbox, new_netns(host, sandbox).await?).await?;
+                        Ok((Some(netns), ips))
+                    }
+                }
+            });
+            let (network, started) = tokio::join!(network, spawn);
+            (network?, started?)
+        }
+        // The network namespace has to belong to the user namespace, and that is the supervisor's to make.
+        Some(ids) => {
+            let (supervisor, events) = spawn.await?;
+            let network = timeline.step("sandbox: network", network_inside(host, sandbox, &supervisor, ids));
+            ((None, network.await?), (supervisor, events))
+        }
+    };
 
     let setup = PodSetup {
         hostname: match sandbox.host_network() {
@@ -250,7 +275,8 @@ async fn make(
         .step("sandbox: record", async {
             let (config, node, ips) =
                 (Arc::clone(&ready.config), host.facts.hostname.clone(), ready.ips.clone());
-            blocking(move || files::write(&dir, &config, &node, &ips))
+            let owner = user_ids.map(|ids| ids.first());
+            blocking(move || files::write(&dir, &config, &node, &ips, owner))
                 .await
                 .map_err(Error::step(ready.label(), "write its files"))?;
             host.persist(Batch::new().put(ready.id.as_str(), &ready))
@@ -261,17 +287,38 @@ async fn make(
     Ok(Up { sandbox: Arc::new(ready), supervisor, events })
 }
 
-async fn attach(host: &Host, sandbox: &Sandbox) -> Result<(Option<OwnedFd>, Vec<IpAddr>), Error> {
+async fn new_netns(host: &Host, sandbox: &Sandbox) -> Result<Netns, Error> {
+    let made = host.network.create_netns().await;
+    made.map_err(Error::step(sandbox.label(), "make its network namespace"))
+}
+
+/// Has the supervisor make the pod's user namespace, and connects the network namespace that came with it.
+async fn network_inside(
+    host: &Host,
+    sandbox: &Sandbox,
+    supervisor: &Supervisor,
+    ids: PodIds,
+) -> Result<Vec<IpAddr>, Error> {
+    let request = MakeUserNamespace {
+        ids: Some(ids.maps()),
+        host_network: sandbox.host_network(),
+        host_ipc: sandbox.host_ipc(),
+    };
+    let made = supervisor.make_user_namespace(request).await;
+    made.map_err(Error::step(sandbox.label(), "make its user namespace"))?;
     if sandbox.host_network() {
-        return Ok((None, Vec::new()));
+        return Ok(Vec::new());
     }
+    let opened = fs::File::open(format!("/proc/{}/ns/net", supervisor.pid()));
+    let netns = opened.map_err(Error::step(sandbox.label(), "open its network namespace"))?;
+    let adopted = host.network.adopt_netns(netns.into()).await;
+    let netns = adopted.map_err(Error::step(sandbox.label(), "prepare its network namespace"))?;
+    attach(host, sandbox, netns).await.map(|(_, ips)| ips)
+}
+
+async fn attach(host: &Host, sandbox: &Sandbox, netns: Netns) -> Result<(OwnedFd, Vec<IpAddr>), Error> {
     let id = sandbox.id.as_str();
     let meta = sandbox.metadata();
-    let netns = host
-        .network
-        .create_netns()
-        .await
-        .map_err(Error::step(sandbox.label(), "make its network namespace"))?;
     let request = AttachRequest {
         sandbox_id: id.to_owned(),
         pod: PodIdentity { name: meta.name, namespace: meta.namespace, uid: meta.uid },
@@ -288,7 +335,7 @@ async fn attach(host: &Host, sandbox: &Sandbox) -> Result<(Option<OwnedFd>, Vec<
         .attach(request)
         .await
         .map_err(Error::step(sandbox.label(), "attach it to the network"))?;
-    Ok((Some(netns.into_fd()), attachment.ips))
+    Ok((netns.into_fd(), attachment.ips))
 }
 
 /// The mappings that name a host port; the others only declare a port.
@@ -318,19 +365,24 @@ fn port_mappings(config: &PodSandboxConfig) -> Result<Vec<PortMapping>, Error> {
 
 async fn prepare_dir(dir: &PodDir, sandbox: &Sandbox) -> Result<(), Error> {
     let (theirs, host_ipc) = (dir.clone(), sandbox.host_ipc());
+    let owner = sandbox.user_ids().map(|ids| ids.first());
     blocking(move || {
         fs::DirBuilder::new().mode(0o711).create(theirs.path())?;
         match host_ipc {
             true => Ok(()),
-            false => mount_shm(&theirs.shm()),
+            false => mount_shm(&theirs.shm(), owner),
         }
     })
     .await
     .map_err(Error::step(sandbox.label(), "make its folder"))
 }
 
-fn mount_shm(at: &Path) -> io::Result<()> {
+fn mount_shm(at: &Path, owner: Option<FirstIds>) -> io::Result<()> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if let Some(FirstIds { uid, gid }) = owner {
+        fsconfig_set_string(context.as_fd(), "uid", uid.to_string())?;
+        fsconfig_set_string(context.as_fd(), "gid", gid.to_string())?;
+    }
     for (key, value) in [("source", "shm"), ("size", SHM_SIZE), ("mode", "1777")] {
         fsconfig_set_string(context.as_fd(), key, value)?;
     }
@@ -446,20 +498,6 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
-}
-
-/// Refuses a pod that asks for user ids of its own, rather than run it with the host's.
-pub(crate) fn check_user_namespace(config: &PodSandboxConfig) -> Result<(), Error> {
-    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let options = security.and_then(|security| security.namespace_options.as_ref());
-    match options.and_then(|options| options.userns_options.as_ref()).map(UserNamespace::mode) {
-        None | Some(NamespaceMode::Node) => Ok(()),
-        Some(NamespaceMode::Pod) => Err(Error::Unsupported("a user namespace for a pod".to_owned())),
-        Some(NamespaceMode::Container | NamespaceMode::Target) => Err(Error::Invalid {
-            field: "config.linux.security_context.namespace_options.userns_options.mode",
-            why: "must be POD or NODE".to_owned(),
-        }),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
 };
 
@@ -17,6 +17,7 @@ use crate::{
     ContainerId, Error, Sandbox,
     host::Host,
     sandbox::{blocking, place},
+    user_namespace::PodUserNamespace,
 };
 
 /// The snapshot of a container's image volume; `number` is its place among the mounts.
@@ -57,12 +58,14 @@ pub(crate) fn resolve(host: &Host, config: &mut ContainerConfig) -> Result<(), E
     Ok(())
 }
 
-/// The config with image volumes mounted below `folder` and turned into binds of the node's paths.
+/// The config with image volumes mounted below `folder` and turned into binds of the node's paths. In a user namespace they
+/// show the owners that the image's files have there, as the root file system does.
 pub(crate) async fn mounted(
     host: &Host,
     container: &ContainerId,
     config: &ContainerConfig,
     folder: &Path,
+    user: Option<&PodUserNamespace>,
 ) -> Result<ContainerConfig, Error> {
     let mut config = config.clone();
     for (number, mount) in config.mounts.iter_mut().enumerate() {
@@ -71,11 +74,13 @@ pub(crate) async fn mounted(
         let found = host.images.find(&spec.image_ref);
         let image = found.ok().flatten().ok_or_else(|| failed(format!("image {} is gone", spec.image)))?;
         let name = snapshot_id(container, number);
+        let ids = user.map(|user| user.ids.first());
         let snapshot =
-            host.images.create_snapshot(&name, &image).await.map_err(|err| failed(err.to_string()))?;
+            host.images.create_snapshot(&name, &image, ids).await.map_err(|err| failed(err.to_string()))?;
+        let user = user.map(PodUserNamespace::open).transpose().map_err(|err| failed(err.to_string()))?;
         let (at, sub_path) = (folder.join(number.to_string()), std::mem::take(&mut mount.image_sub_path));
         let source = blocking(move || -> Result<PathBuf, String> {
-            let read_only = MountOptions { readonly: true };
+            let read_only = MountOptions { readonly: true, user_namespace: user.as_ref().map(AsFd::as_fd) };
             let root = snapshot.mount(read_only).map_err(|err| err.to_string())?;
             place(&root, &at).map_err(|err| format!("cannot mount the image: {err}"))?;
             inside(&at, &sub_path).map_err(|err| format!("cannot find {sub_path:?} in the image: {err}"))

@@ -31,9 +31,9 @@ pub(crate) fn status(manager: &SandboxManager, network: &NetworkStatus) -> Statu
         reason: reason.to_owned(),
         message: message.to_owned(),
     };
-    let features = RuntimeHandlerFeatures {
+    let features = |name: &str| RuntimeHandlerFeatures {
         recursive_read_only_mounts: manager.mounts_read_only_recursively(),
-        user_namespaces: false,
+        user_namespaces: manager.has_user_namespaces(name),
     };
     let handlers = manager.handler_names();
     StatusResponse {
@@ -45,11 +45,11 @@ pub(crate) fn status(manager: &SandboxManager, network: &NetworkStatus) -> Statu
         }),
         info: Info::new(),
         runtime_handlers: handlers
-            .map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) })
+            .map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features(name)) })
             .collect(),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: manager.has_user_namespaces(""),
             mount_options: false,
         }),
     }

@@ -28,6 +28,8 @@ pub struct SpawnOptions<'a> {
     pub new_mount_namespace: bool,
     pub new_pid_namespace: bool,
     pub new_user_namespace: bool,
+    /// The child's parent is that of this process.
+    pub sibling: bool,
     /// A cgroup v2 folder for the child to be born in.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
@@ -55,7 +57,12 @@ pub fn spawn(options: &SpawnOptions<'_>, child: impl FnOnce() -> i32) -> io::Res
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = libc::CLONE_PIDFD as u64;
     arguments.pidfd = (&raw mut pidfd) as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    if options.sibling {
+        // The signal at its end is that of this process.
+        arguments.flags |= libc::CLONE_PARENT as u64;
+    } else {
+        arguments.exit_signal = libc::SIGCHLD as u64;
+    }
     if options.new_mount_namespace {
         arguments.flags |= libc::CLONE_NEWNS as u64;
     }

@@ -24,7 +24,8 @@ use berth_cri::berth::v1::supervisor_reply::Result as Answer;
 use berth_cri::berth::v1::supervisor_request::Call;
 use berth_cri::berth::v1::{
     AttachContainer, CloseStdin, ContainerExited, CreateProcess, DeleteContainer, ExecExited, ExecProcess,
-    GetState, KillExec, PodSetup, PodState, ReopenLog, Shutdown, SignalContainer, StartProcess,
+    GetState, KillExec, MakeUserNamespace, PodSetup, PodState, ReopenLog, Shutdown, SignalContainer,
+    StartProcess,
 };
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::sync::{mpsc, oneshot};
@@ -128,10 +129,19 @@ impl Supervisor {
         self.0.pid
     }
 
-    /// Makes the pod's namespaces. Once, before anything else.
+    /// Makes the pod's user namespace, with a network namespace and others that belong to it, and enters the latter. Once,
+    /// before [`setup`](Self::setup).
+    ///
+    /// # Errors
+    /// As [`setup`](Self::setup).
+    pub async fn make_user_namespace(&self, request: MakeUserNamespace) -> Result<(), CallError> {
+        self.done("make the pod's user namespace", PROMPT, Call::MakeUserNamespace(request), &[]).await
+    }
+
+    /// Makes the pod's namespaces. Once, before anything else but a user namespace.
     ///
     /// # Arguments
-    /// * `netns`: the pod's network namespace; `None` with host network.
+    /// * `netns`: the pod's network namespace; `None` with host network, or when the user namespace came with one.
     ///
     /// # Errors
     /// [`CallError::Failed`] with the step. The supervisor is of no use then: [`Supervisor::kill`].

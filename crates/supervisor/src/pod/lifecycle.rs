@@ -151,7 +151,8 @@ impl Pod {
             output.attach(StreamName::Stderr, streams.stderr);
             Console::Pipes(streams.theirs)
         };
-        let Launched { pid, pidfd, gate } = launch::create(plan.as_fd(), rootfs.as_fd(), console, pid)
+        let user = self.user_namespace.as_ref().map(AsFd::as_fd);
+        let Launched { pid, pidfd, gate } = launch::create(plan.as_fd(), rootfs.as_fd(), user, console, pid)
             .map_err(|error| from_launch(&error))?;
         let process = Process { pid, pidfd };
         let key = self.new_key();

@@ -96,6 +96,8 @@ pub struct Pod {
     /// SIGCHLD; all signals are blocked.
     children: SignalFd,
     setup: Setup,
+    /// Of a pod with user ids of its own.
+    user_namespace: Option<OwnedFd>,
     peers: BTreeMap<Key, Peer>,
     containers: BTreeMap<Key, Container>,
     execs: BTreeMap<Key, Exec>,
@@ -136,6 +138,7 @@ impl Pod {
             listener,
             children: SignalFd::with_flags(&only_children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
             setup: Setup::Fresh,
+            user_namespace: None,
             peers: BTreeMap::new(),
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),

@@ -8,6 +8,7 @@ use berth_launcher::sys::{
     MountAttributes, SpawnOptions, close_all_except, mount_setattr, pivot_root_here, spawn,
 };
 use nix::mount::{MntFlags, umount2};
+use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags};
 use rustix::process::{Pid, Signal};
@@ -23,31 +24,67 @@ pub(super) struct PidOne {
 }
 
 impl PidOne {
-    pub(super) fn start() -> io::Result<Self> {
-        let options =
-            SpawnOptions { new_pid_namespace: true, new_mount_namespace: true, ..Default::default() };
+    /// The pid namespace belongs to `user`, where the pod has a user namespace.
+    pub(super) fn start(user: Option<BorrowedFd<'_>>) -> io::Result<Self> {
         // The child says with its exit whether it could shed everything; a pid 1 that could not must not stay.
         let (ready, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let spawned = spawn(&options, || match become_pid_one(report.as_fd()) {
-            Err(error) => error.raw_os_error().unwrap_or(255),
+        let life = || match become_pid_one(report.as_fd()) {
+            Err(error) => errno_of(&error),
             Ok(never) => match never {},
-        })?;
+        };
+        let process = match user {
+            Some(user) => born_inside(user, life)?,
+            None => {
+                let options =
+                    SpawnOptions { new_pid_namespace: true, new_mount_namespace: true, ..Default::default() };
+                let spawned = spawn(&options, life)?;
+                Process { pid: spawned.pid, pidfd: spawned.pidfd }
+            }
+        };
         drop(report);
-        let process = Process { pid: spawned.pid, pidfd: spawned.pidfd };
         // Bounded by the child's few system calls: it ends or writes, and both end this read.
         let said = rustix::io::retry_on_intr(|| rustix::io::read(&ready, &mut [0; 1]))?;
         if said == 0 {
-            let status = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(process.pidfd.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
-            )?;
-            let errno = status.and_then(|status| status.exit_status()).unwrap_or(libc::EIO);
-            return Err(io::Error::from_raw_os_error(errno));
+            return Err(why_it_ended(process.pidfd.as_fd())?);
         }
         let path = format!("/proc/{}/ns/pid", process.pid);
         let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { process, namespace })
     }
+}
+
+/// A pid namespace belongs to the user namespace of whoever makes it, and this process cannot leave one it has entered.
+/// So another one enters it, and gives birth to a child of this process.
+fn born_inside(user: BorrowedFd<'_>, life: impl FnOnce() -> i32) -> io::Result<Process> {
+    let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let between = spawn(&SpawnOptions::default(), || {
+        let born = || {
+            nix::sched::setns(user, CloneFlags::CLONE_NEWUSER)?;
+            berth_launcher::user_namespace::become_root()?;
+            nix::sched::unshare(CloneFlags::CLONE_NEWPID)?;
+            let options = SpawnOptions { new_mount_namespace: true, sibling: true, ..Default::default() };
+            let spawned = spawn(&options, life)?;
+            rustix::io::write(&tell, &spawned.pid.to_ne_bytes()).map_err(io::Error::from)
+        };
+        born().map_or_else(|error| errno_of(&error), |_| 0)
+    })?;
+    drop(tell);
+    let mut pid = [0; size_of::<i32>()];
+    let length = rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut pid))?;
+    let ended = why_it_ended(between.pidfd.as_fd())?;
+    if length == pid.len() { Process::adopt(i32::from_ne_bytes(pid)) } else { Err(ended) }
+}
+
+/// Waits for the end of a process that ends with an errno.
+fn why_it_ended(pidfd: BorrowedFd<'_>) -> io::Result<io::Error> {
+    let id = rustix::process::WaitId::PidFd(pidfd);
+    let status = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED)?;
+    let errno = status.and_then(|status| status.exit_status()).unwrap_or(libc::EIO);
+    Ok(io::Error::from_raw_os_error(errno))
+}
+
+fn errno_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 /// Every container of the pod sees this process as /proc/1, and a privileged one may look into it. So there is

@@ -1,18 +1,20 @@
 //! What the daemon asks for. Most is answered at once; the rest when the process concerned has said or done something.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use berth_cri::berth::v1::failure::Kind;
 use berth_cri::berth::v1::supervisor_reply::Result as Answer;
 use berth_cri::berth::v1::supervisor_request::Call;
-use berth_cri::berth::v1::{Done, Failure, PodSetup, PodState, SignalContainer, SupervisorRequest};
+use berth_cri::berth::v1::{
+    Done, Failure, MakeUserNamespace, PodSetup, PodState, SignalContainer, SupervisorRequest,
+};
 use prost::Message;
 
 use super::container::{Asked, Phase};
 use super::failure::{Step, malformed, not_found, wrong_state};
 use super::note::say;
 use super::poller::{Key, Token};
-use super::setup::set_up;
+use super::setup::{make_user_namespace, set_up};
 use super::{Pod, Setup, exec};
 
 /// How a request goes on.
@@ -52,6 +54,7 @@ impl Pod {
 
     fn call(&mut self, asked: Asked, call: Call, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
         match call {
+            Call::MakeUserNamespace(make) => self.make_user_namespace(&make),
             Call::Setup(setup) => self.set_up(&setup, &fds),
             Call::Create(create) => self.create(asked, create, fds),
             Call::Start(start) => self.start(asked, &start.container_id),
@@ -73,12 +76,24 @@ impl Pod {
         found.map(|(key, _)| *key).ok_or_else(|| not_found("container", container_id))
     }
 
+    fn make_user_namespace(&mut self, request: &MakeUserNamespace) -> Result<Reply, Failure> {
+        if !matches!(self.setup, Setup::Fresh) || self.user_namespace.is_some() {
+            return Err(wrong_state("the pod has namespaces already"));
+        }
+        self.setup = Setup::Broken;
+        let made = make_user_namespace(request).map_err(|fault| fault.into_failure(Kind::Internal))?;
+        self.user_namespace = Some(made);
+        self.setup = Setup::Fresh;
+        Ok(Reply::done())
+    }
+
     fn set_up(&mut self, setup: &PodSetup, fds: &[OwnedFd]) -> Result<Reply, Failure> {
         if !matches!(self.setup, Setup::Fresh) {
             return Err(wrong_state("the pod has been set up"));
         }
         self.setup = Setup::Broken;
-        let pid_one = set_up(setup, fds.first()).map_err(|fault| fault.into_failure(Kind::Internal))?;
+        let pid_one = set_up(setup, fds.first(), self.user_namespace.as_ref())
+            .map_err(|fault| fault.into_failure(Kind::Internal))?;
         if let Some(pid_one) = &pid_one {
             let watched =
                 self.poller.add(&pid_one.process.pidfd, Token::PidOne).step("watch the shared pid 1");
@@ -128,6 +143,7 @@ impl Pod {
             containers: self.containers.values().map(|container| container.report()).collect(),
             pid1,
             set_up,
+            user_namespace: self.user_namespace.as_ref().map_or(0, AsRawFd::as_raw_fd),
         }
     }
 

@@ -2,32 +2,59 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use berth_cri::berth::v1::PodSetup;
+use berth_cri::berth::v1::{MakeUserNamespace, PodSetup};
+use berth_launcher::user_namespace::Holder;
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags};
 
 use super::failure::{Fault, Step};
 use super::pid_one::PidOne;
 
+/// Makes the pod's user namespace and those that belong to it, and enters the latter. This process stays the host's root,
+/// which it has to be for logs, cgroups and exits.
+pub(super) fn make_user_namespace(request: &MakeUserNamespace) -> Result<OwnedFd, Fault> {
+    let mut own = CloneFlags::empty();
+    own.set(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS, !request.host_network);
+    own.set(CloneFlags::CLONE_NEWIPC, !request.host_ipc);
+    let ids = request.ids.clone().unwrap_or_default();
+    let holder = Holder::start(&ids, own).step("make the pod's user namespace")?;
+    let user = holder.user_namespace().step("open the pod's user namespace")?;
+    if !own.is_empty() {
+        nix::sched::setns(holder.as_fd(), own).step("enter the namespaces of the pod's user namespace")?;
+    }
+    Ok(user)
+}
+
 /// Enters `netns`, leaves the host's ipc and uts namespaces as asked, sets hostname and sysctls, and starts the
-/// shared pid 1 when there is to be one.
-pub(super) fn set_up(setup: &PodSetup, netns: Option<&OwnedFd>) -> Result<Option<PidOne>, Fault> {
+/// shared pid 1 when there is to be one. With a `user` namespace the others were made together with it.
+pub(super) fn set_up(
+    setup: &PodSetup,
+    netns: Option<&OwnedFd>,
+    user: Option<&OwnedFd>,
+) -> Result<Option<PidOne>, Fault> {
     if let Some(netns) = netns {
         nix::sched::setns(netns, CloneFlags::CLONE_NEWNET).step("enter the pod's network namespace")?;
     }
-    let mut own = CloneFlags::empty();
-    own.set(CloneFlags::CLONE_NEWIPC, !setup.host_ipc);
-    own.set(CloneFlags::CLONE_NEWUTS, !setup.hostname.is_empty());
-    nix::sched::unshare(own).step("make the pod's ipc and uts namespaces")?;
+    if user.is_none() {
+        let mut own = CloneFlags::empty();
+        own.set(CloneFlags::CLONE_NEWIPC, !setup.host_ipc);
+        own.set(CloneFlags::CLONE_NEWUTS, !setup.hostname.is_empty());
+        nix::sched::unshare(own).step("make the pod's ipc and uts namespaces")?;
+    }
     if !setup.hostname.is_empty() {
         let step = || format!("set hostname {}", setup.hostname);
         rustix::system::sethostname(setup.hostname.as_bytes()).step(step)?;
     }
     write_sysctls(&setup.sysctls)?;
-    if setup.shared_pid { PidOne::start().step("start the pod's shared pid 1").map(Some) } else { Ok(None) }
+    if setup.shared_pid {
+        let user = user.map(AsFd::as_fd);
+        PidOne::start(user).step("start the pod's shared pid 1").map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 fn write_sysctls(sysctls: &BTreeMap<String, String>) -> Result<(), Fault> {
