@@ -57,12 +57,12 @@ pub async fn run(
     // Both: daemons with one of the two in common would sweep each other's pods.
     let _root = FolderLock::take(&config.root, ROOT_MODE)?;
     let _state = FolderLock::take(&config.state, STATE_MODE)?;
-    let bound = BoundSocket::bind(&config.socket).await?;
+    let bound = BoundSocket::bind(&config.socket, socket::MODE).await?;
 
     let stopping = CancellationToken::new();
     let limits = config.limits.clone();
     let services = Services::build(config.clone(), stopping.clone()).await.map_err(AppError::Services)?;
-    let Services { runtime, images, background: _background } = services;
+    let Services { runtime, images, background: _background, plugins } = services;
     let network = runtime.network.clone();
 
     let (listener, _file) = bound.listen()?;
@@ -90,6 +90,9 @@ pub async fn run(
     match timeout(DRAIN, serving).await {
         Ok(ended) => ended?,
         Err(_) => warn!(deadline = ?DRAIN, "calls were still in flight; their callers have to repeat them"),
+    }
+    if let Some(plugins) = plugins {
+        plugins.shutdown().await;
     }
     if let Err(error) = network.shutdown().await {
         warn!(error = %Chain(&error), "the built-in network is left on the host");

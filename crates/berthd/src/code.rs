@@ -50,6 +50,8 @@ impl Coded for PodError {
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::WrongState { .. } | Self::ImageVolume(_) => Code::FailedPrecondition,
             Self::Busy(_) | Self::Gone(_) => Code::Unavailable,
+            // Whose no this is, kubelet cannot know; its users read the text.
+            Self::Plugin { .. } => Code::Unknown,
             Self::ExecTimeout { .. } => Code::DeadlineExceeded,
             Self::CannotExecute { .. } | Self::Unkillable { .. } | Self::Step { .. } => Code::Internal,
         }

@@ -16,6 +16,7 @@ pub mod error;
 mod image_service;
 pub mod lock;
 pub mod notify;
+mod plugins;
 mod reply;
 pub mod rpc;
 mod runtime_service;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use berth_cri::runtime::v1::runtime_service_server::RuntimeService;
 use berth_cri::runtime::v1::*;
 use berth_network::Network;
+use berth_nri::Nri;
 use berth_sandbox_manager::SandboxManager;
 use berth_streaming::{StreamOptions, Streaming};
 use futures::StreamExt;
@@ -29,6 +30,8 @@ pub(crate) struct RuntimeHandlers {
     pub(crate) streaming: Streaming,
     /// Cancelled when the daemon ends.
     pub(crate) stopping: CancellationToken,
+    /// Absent when plugins are not wanted.
+    pub(crate) nri: Option<Nri>,
 }
 
 impl RuntimeHandlers {
@@ -87,7 +90,7 @@ impl RuntimeService for RuntimeHandlers {
         let network = self.network.status();
         let mut status = node::status(&self.manager, &network);
         if verbose {
-            status.info = node::status_info(&self.config, &network);
+            status.info = node::status_info(&self.config, &network, self.nri.as_ref());
         }
         Ok(Response::new(status))
     }
@@ -170,12 +173,15 @@ impl RuntimeService for RuntimeHandlers {
         Ok(Response::new(status))
     }
 
-    /// The pod's cgroup is kubelet's, who writes the new limits itself once nobody objects.
+    /// The pod's cgroup is kubelet's, who writes the new limits itself once no plugin objects.
     async fn update_pod_sandbox_resources(
         &self,
         request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        self.manager.sandbox(&received(request).pod_sandbox_id).map_err(Coded::into_status)?;
+        let request = received(request);
+        let updated =
+            self.manager.update_sandbox(&request.pod_sandbox_id, request.overhead, request.resources).await;
+        updated.map_err(Coded::into_status)?;
         Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use berth_image::{ImageConfig, Images};
 use berth_network::{Network, NetworkConfig};
+use berth_nri::Nri;
 use berth_sandbox_manager::{Handler, ManagerConfig, OpenFiles, SandboxManager};
 use berth_store::{Durability, Store};
 use berth_streaming::{Streaming, StreamingConfig, TlsConfig};
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RuntimeHandler};
 use crate::image_service::ImageHandlers;
+use crate::plugins::Plugins;
 use crate::runtime_service::RuntimeHandlers;
 use crate::usage::Usage;
 
@@ -28,6 +30,8 @@ pub struct Services {
     pub(crate) images: ImageHandlers,
     /// What goes on beside the calls, until `stopping`; ends when this is dropped.
     pub(crate) background: JoinSet<()>,
+    /// Absent when they are not wanted.
+    pub(crate) plugins: Option<Plugins>,
 }
 
 impl Services {
@@ -54,10 +58,18 @@ impl Services {
         .await??;
         let open_files = raise_open_files()?;
         let network = Network::start(network_config(&config), pods.clone()).await?;
+        let nri = config
+            .nri
+            .enabled
+            .then(|| Nri::new("berth", env!("CARGO_PKG_VERSION"), config.nri.plugins.clone()));
+        let known = manager_config(&config, open_files);
         let manager =
-            SandboxManager::start(manager_config(&config, open_files), images.clone(), network.clone(), pods)
-                .await?;
+            SandboxManager::start(known, images.clone(), network.clone(), pods, nri.clone()).await?;
         let usage = Usage::new(manager.clone(), images.clone(), config.root.clone());
+        let plugins = match nri {
+            Some(nri) => Some(Plugins::start(nri, &config.nri.socket, manager.clone()).await?),
+            None => None,
+        };
         let (streaming, server) = Streaming::start(streaming_config(&config)?).await?;
         tracing::info!(address = %streaming.address(), "streaming");
         let mut background = JoinSet::new();
@@ -65,9 +77,18 @@ impl Services {
         background.spawn(usage.clone().follow(manager.listen(), stopping.clone()));
         let config = Arc::new(config);
         Ok(Self {
-            runtime: RuntimeHandlers { config, manager, network, usage, streaming, stopping },
+            runtime: RuntimeHandlers {
+                config,
+                manager,
+                network,
+                usage,
+                streaming,
+                stopping,
+                nri: plugins.as_ref().map(Plugins::nri),
+            },
             images: ImageHandlers { images },
             background,
+            plugins,
         })
     }
 }

@@ -17,8 +17,11 @@ use tracing::{info, warn};
 
 use crate::lock;
 
-/// root's, and its group's.
-const MODE: u32 = 0o660;
+/// CRI's: root's, and its group's.
+pub const MODE: u32 = 0o660;
+
+/// Of the one that NRI plugins connect to, who may change any container: root's.
+pub const PLUGIN_MODE: u32 = 0o600;
 
 /// kubelet and crictl together hold a handful of connections; a burst of crictl calls waits here.
 const BACKLOG: u32 = 128;
@@ -78,7 +81,7 @@ impl BoundSocket {
     ///
     /// # Errors
     /// [`SocketError::InUse`] names the process that serves there.
-    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub async fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let io = |action| {
             let path = path.to_owned();
             move |source| SocketError::Io { action, path, source }
@@ -94,7 +97,7 @@ impl BoundSocket {
         let socket = UnixSocket::new_stream().map_err(io("make a socket for"))?;
         socket.bind(path).map_err(io("bind"))?;
         let file = SocketFile { path: path.to_owned() };
-        fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(io("set the mode of"))?;
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io("set the mode of"))?;
         // Also in a folder that hands its group down.
         let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
         chown(path, Some(user.as_raw()), Some(group.as_raw())).map_err(io("set the owner of"))?;
@@ -186,7 +189,7 @@ mod tests {
     async fn a_socket_gets_its_folder_its_mode_and_is_removed_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/berth.sock");
-        let bound = BoundSocket::bind(&path).await.unwrap();
+        let bound = BoundSocket::bind(&path, MODE).await.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, MODE);
         assert!(UnixStream::connect(&path).await.is_err(), "nobody gets in before it listens");
         let (_listener, file) = bound.listen().unwrap();
@@ -201,9 +204,9 @@ mod tests {
         let path = folder.path().join("berth.sock");
         drop(StdListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves the file behind, as a killed daemon does");
-        let living = BoundSocket::bind(&path).await.unwrap().listen().unwrap();
+        let living = BoundSocket::bind(&path, MODE).await.unwrap().listen().unwrap();
 
-        let refused = BoundSocket::bind(&path).await.unwrap_err();
+        let refused = BoundSocket::bind(&path, MODE).await.unwrap_err();
         assert!(matches!(refused, SocketError::InUse { .. }));
         assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
         drop(living);
@@ -214,7 +217,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("precious");
         fs::write(&path, "text").unwrap();
-        let refused = BoundSocket::bind(&path).await.unwrap_err();
+        let refused = BoundSocket::bind(&path, MODE).await.unwrap_err();
         assert!(matches!(refused, SocketError::NotASocket { .. }));
         assert_eq!(fs::read_to_string(&path).unwrap(), "text");
     }

@@ -95,6 +95,19 @@ fn a_section_of_the_wrong_type_is_a_fault_and_not_a_default() {
 }
 
 #[test]
+fn a_plugin_is_named_without_its_number_and_inherits_what_its_table_leaves_out() {
+    let file = "[nri]\non_failure = \"open\"\n[nri.plugins.10-a]\n[nri.plugins.\"a b\"]\n";
+    let faults = parse(file, &Flags::default()).unwrap_err();
+    assert_eq!(
+        places(&faults),
+        [(Origin::Line(3), "nri.plugins.10-a"), (Origin::Line(4), "nri.plugins.a b")]
+    );
+    assert!(faults[0].problem.contains("\"a\""), "{}", faults[0].problem);
+    let config = parse("[nri]\non_failure = \"open\"\n[nri.plugins.a]\n", &Flags::default()).unwrap();
+    assert_eq!(config.nri.plugins.plugins["a"].on_failure, config.nri.plugins.on_failure);
+}
+
+#[test]
 fn flags_win_over_the_file() {
     let file =
         "root = \"/file/root\"\nstate = \"/file/state\"\nlog_level = \"warn\"\nlisten = \"/file/sock\"\n";
@@ -138,10 +151,16 @@ ipv6_subnet = ""
 mtu = 9000
 [images]
 progress_timeout = "1500ms"
+[nri]
+enabled = true
+[nri.plugins."topology+aware.x"]
+required = true
+except_namespaces = ["kube-system"]
 "#;
     let config = parse(file, &Flags::default()).unwrap();
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.network.ipv6_subnet, None);
+    assert!(config.nri.plugins.plugins["topology+aware.x"].required);
     let printed = config.to_toml();
     assert_eq!(parse(&printed, &Flags::default()).unwrap(), config, "{printed}");
 }

@@ -4,7 +4,10 @@ use std::{
     fs,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use berth_cri::{
@@ -18,6 +21,7 @@ use berth_launcher::{
     cgroup::{Cgroup, CgroupError, Resources},
     compile::{self, Compiled},
 };
+use berth_nri::Arriving;
 use berth_oci::{
     ContainerInput, ContainerSpec, ImageDefaults, PidNamespace, PodFiles, PodNamespaces, ResolvedUser,
     SpecError, seccomp,
@@ -30,8 +34,10 @@ use crate::{
     Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, devices,
     error::cause,
     host::{Handler, Host},
+    plugins::{self, Plugins, to_cri},
     propagation,
     sandbox::{blocking, place, remove_cgroup, remove_folder},
+    update,
     user_namespace::PodUserNamespace,
     volumes,
 };
@@ -48,9 +54,18 @@ pub(crate) struct Creation {
     pub(crate) supervisor: Supervisor,
     pub(crate) id: ContainerId,
     pub(crate) config: Arc<ContainerConfig>,
+    /// Whether plugins may know of it already.
+    pub(crate) told: AtomicBool,
 }
 
+/// A container that was made. The second is to be kept until readers see it.
+pub(crate) type Made = (Arc<Container>, Option<Arriving>);
+
 impl Creation {
+    fn plugins(&self) -> Plugins<'_> {
+        Plugins::of(&self.host, &self.pod.sandbox, Some(&self.supervisor))
+    }
+
     fn label(&self) -> String {
         let name = self.config.metadata.as_ref().map_or("", |meta| meta.name.as_str());
         format!("container {} ({name}) in {}", self.id.short(), self.pod.sandbox.label())
@@ -64,7 +79,7 @@ impl Creation {
     }
 
     /// Makes the container, and undoes everything when a step fails.
-    pub(crate) async fn run(mut self) -> Result<Container, Error> {
+    pub(crate) async fn run(mut self) -> Result<Made, Error> {
         let image = self.image()?;
         volumes::resolve(&self.host, Arc::make_mut(&mut self.config))?;
         let intent = self.container(&image, None, ContainerState::Creating)?;
@@ -73,12 +88,15 @@ impl Creation {
         let timeline = &self.pod.timeline;
         let name = self.config.metadata.as_ref().map_or("", |meta| meta.name.as_str());
         match timeline.step(format!("container {name}: create"), self.make(&image, timeline, name)).await {
-            Ok(container) => Ok(container),
+            Ok((container, arriving)) => Ok((Arc::new(container), arriving)),
             Err(err) => {
                 let (host, sandbox) = (&self.host, &self.pod.sandbox);
                 if let Err(left) = discard(host, sandbox, &self.id, Some(&self.supervisor)).await {
                     // The record stays as an intent, so the next start of the daemon tries again.
                     tracing::error!(error = cause(&left), "cannot undo a failed container");
+                }
+                if self.told.load(Ordering::Relaxed) {
+                    self.plugins().not_created(&intent).await;
                 }
                 Err(err)
             }
@@ -135,7 +153,12 @@ impl Creation {
         })
     }
 
-    async fn make(&self, image: &Image, timeline: &Timeline, name: &str) -> Result<Container, Error> {
+    async fn make(
+        &self,
+        image: &Image,
+        timeline: &Timeline,
+        name: &str,
+    ) -> Result<(Container, Option<Arriving>), Error> {
         let (host, sandbox) = (&self.host, &self.pod.sandbox);
         let cgroup_path = format!("{}/{}", sandbox.cgroup_parent, self.id);
         let cgroup = timeline.step(format!("container {name}: cgroup"), async {
@@ -152,17 +175,23 @@ impl Creation {
         let namespaces = self.namespaces(self.pid_namespace(&pid).await?, user.as_ref());
         let prepared = self.spec(image, &resolved, &cgroup_path, namespaces, user.as_ref()).await?;
         self.warn(prepared.warnings);
-        self.limit(&cgroup, &prepared.spec).await?;
-        self.write_spec(&prepared.spec).await?;
+        let asked = self.container(image, Some(&resolved), ContainerState::Creating)?;
+        let answer = self.plugins().create(&asked, prepared.spec).await;
+        self.told.store(plugins::may_know(&answer), Ordering::Relaxed);
+        let (spec, limits, arriving) = answer?;
+        self.limit(&cgroup, &spec).await?;
+        self.write_spec(&spec).await?;
         self.make_log_folder().await?;
         let pid = timeline
-            .step(format!("container {name}: process"), self.process(&prepared.spec, &cgroup, rootfs, pid))
+            .step(format!("container {name}: process"), self.process(&spec, &cgroup, rootfs, pid))
             .await?;
 
-        let container = self.container(image, Some(&resolved), ContainerState::Created { pid })?;
+        let resources = update::merged(&asked.resources, &to_cri(&limits));
+        let container = Container { resources, ..asked.with_state(ContainerState::Created { pid }) };
         let batch = Batch::new().put(self.id.as_str(), &container);
         host.persist(batch).await.map_err(self.step("write its record"))?;
-        Ok(container)
+        self.plugins().created(&container).await;
+        Ok((container, arriving))
     }
 
     /// The pod's user namespace, where it has one.

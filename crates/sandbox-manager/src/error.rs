@@ -105,6 +105,15 @@ pub enum Error {
         #[source]
         source: Arc<dyn error::Error + Send + Sync>,
     },
+    /// A plugin (Node Resource Interface) keeps it from happening.
+    #[error("{object}")]
+    Plugin {
+        /// As in [`Error::Step`].
+        object: String,
+        /// Which one, and why.
+        #[source]
+        source: berth_nri::Refused,
+    },
     /// The task that owns the pod ended in the middle of the request: the pod was removed, or the daemon stops.
     #[error("pod sandbox {0} is gone")]
     Gone(SandboxId),

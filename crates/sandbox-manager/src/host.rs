@@ -14,6 +14,7 @@ use berth_launcher::{
     compile::{CapSet, CompileInput},
 };
 use berth_network::Network;
+use berth_nri::Nri;
 use berth_oci::{AppArmor, HostFacts, OpenFiles, capabilities_from_mask, seccomp};
 use berth_store::{Batch, Store, StoreError};
 use berth_supervisor::client::SupervisorBinary;
@@ -89,6 +90,8 @@ pub(crate) struct Host {
     pub(crate) config: ManagerConfig,
     pub(crate) images: Images,
     pub(crate) network: Network,
+    /// Absent when plugins are not wanted.
+    pub(crate) nri: Option<Nri>,
     pub(crate) cgroups: Cgroups,
     pub(crate) supervisor: SupervisorBinary,
     pub(crate) facts: HostFacts,
@@ -110,6 +113,7 @@ impl Host {
         network: Network,
         store: Store,
         user_namespaces: BTreeMap<String, Support>,
+        nri: Option<Nri>,
     ) -> Result<Self, HostError> {
         let pods = config.state.join("pods");
         fs::create_dir_all(&pods).map_err(|source| HostError::Path {
@@ -127,6 +131,7 @@ impl Host {
             config,
             images,
             network,
+            nri,
             cgroups,
             supervisor,
             facts,

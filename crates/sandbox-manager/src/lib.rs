@@ -2,7 +2,8 @@
 //!
 //! Owns what a pod is: its states, who may ask what when, the order of the steps that make and end it, its durable
 //! records, and what is found again after a restart of the daemon or of the machine. Uses the supervisor for
-//! processes, the image store for root file systems, the network for addresses. Knows nothing of gRPC.
+//! processes, the image store for root file systems, the network for addresses; tells plugins of what happens and lets
+//! them have their say. Knows nothing of gRPC.
 //!
 //! # How it is built
 //!
@@ -25,6 +26,7 @@ mod host;
 mod id;
 mod kind;
 mod manager;
+mod plugins;
 mod pod;
 mod propagation;
 mod recovery;

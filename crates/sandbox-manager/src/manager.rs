@@ -12,6 +12,7 @@ use std::{
 use berth_cri::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use berth_image::Images;
 use berth_network::Network;
+use berth_nri::Nri;
 use berth_store::Store;
 use berth_supervisor::client::Supervisor;
 use tracing::{Instrument as _, info_span};
@@ -24,6 +25,7 @@ use crate::{
     recovery,
     sandbox::{cgroup_parent, check_sysctls},
     session,
+    update::Limits,
     user_namespace::{self, PodIds},
 };
 
@@ -67,7 +69,7 @@ impl Directory {
 
 impl SandboxManager {
     /// Takes up the pods of an earlier daemon, sweeps what it left half-made, and is ready for requests when it
-    /// returns.
+    /// returns. `nri` when plugins are to have a say.
     ///
     /// # Errors
     /// When the node lacks something that no pod can do without.
@@ -76,9 +78,10 @@ impl SandboxManager {
         images: Images,
         network: Network,
         store: Store,
+        nri: Option<Nri>,
     ) -> Result<Self, HostError> {
         let user_namespaces = user_namespace::probe(&images, &config.handlers).await;
-        let host = Arc::new(Host::new(config, images, network, store, user_namespaces)?);
+        let host = Arc::new(Host::new(config, images, network, store, user_namespaces, nri)?);
         let directory = Arc::new(Directory::default());
         recovery::recover(&host, &directory).await?;
         Ok(Self { host, directory })
@@ -328,8 +331,29 @@ impl SandboxManager {
     /// # Errors
     /// [`Error::WrongState`] once it has ended; the kernel's refusal of a limit.
     pub async fn update_container(&self, id: &str, limits: LinuxContainerResources) -> Result<(), Error> {
+        self.change_limits(id, Limits::Asked(limits)).await
+    }
+
+    pub(crate) async fn change_limits(&self, id: &str, limits: Limits) -> Result<(), Error> {
         let (pod, container) = self.find(id)?;
         pod.ask(|reply| Request::Update(container.id.clone(), limits, reply)).await
+    }
+
+    /// Takes note of a pod's limits, whose cgroup is the caller's; plugins have a say. Absent ones stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Plugin`] when one of them refuses.
+    pub async fn update_sandbox(
+        &self,
+        id: &str,
+        overhead: Option<LinuxContainerResources>,
+        resources: Option<LinuxContainerResources>,
+    ) -> Result<(), Error> {
+        self.pod(id)?.ask(|reply| Request::UpdatePod(overhead, resources, reply)).await
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Makes a container's log file anew and goes on in it.

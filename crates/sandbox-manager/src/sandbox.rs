@@ -19,6 +19,7 @@ use berth_cri::{
 };
 use berth_image::FirstIds;
 use berth_network::{AttachRequest, Netns, PodIdentity, PortMapping, Protocol};
+use berth_nri::Arriving;
 use berth_store::{Batch, DecodeError, Record};
 use berth_supervisor::client::{Events, Supervisor};
 use prost::Message as _;
@@ -33,6 +34,7 @@ use crate::{
     error::cause,
     files::{self, PodDir},
     host::Host,
+    plugins::{self, Plugins},
     user_namespace::PodIds,
 };
 
@@ -190,6 +192,17 @@ pub(crate) struct Up {
     pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) supervisor: Supervisor,
     pub(crate) events: Events,
+    /// To be kept until readers see the pod.
+    pub(crate) arriving: Option<Arriving>,
+}
+
+/// What has been begun and must be undone when a later step fails.
+#[derive(Debug, Default)]
+struct Begun {
+    /// As soon as there is one: a new supervisor cannot be found by its socket yet.
+    supervisor: Option<Supervisor>,
+    /// Whether plugins may know of the pod.
+    told: bool,
 }
 
 /// Makes the sandbox, and undoes everything when a step fails.
@@ -198,11 +211,11 @@ pub(crate) async fn bring_up(host: &Host, sandbox: &Arc<Sandbox>, timeline: &Tim
     // The intent comes first: should the daemon die in the middle, the next one finds what to undo.
     let intent = Batch::new().put(id, &**sandbox);
     host.persist(intent).await.map_err(Error::step(sandbox.label(), "write its record"))?;
-    let mut spawned = None;
-    match timeline.step("sandbox", make(host, sandbox, timeline, &mut spawned)).await {
+    let mut begun = Begun::default();
+    match timeline.step("sandbox", make(host, sandbox, timeline, &mut begun)).await {
         Ok(up) => Ok(up),
         Err(err) => {
-            let undone = match tear_down(host, sandbox, &[], spawned).await {
+            let undone = match tear_down(host, sandbox, &[], begun.supervisor).await {
                 Ok(()) => host
                     .persist(Batch::new().delete::<Sandbox>(id))
                     .await
@@ -213,25 +226,23 @@ pub(crate) async fn bring_up(host: &Host, sandbox: &Arc<Sandbox>, timeline: &Tim
                 // The record stays as an intent, so the next start of the daemon tries again.
                 tracing::error!(error = cause(&left), "cannot undo a failed pod sandbox");
             }
+            if begun.told {
+                // Nobody ever saw it.
+                drop(Plugins::of(host, sandbox, None).remove_pod().await);
+            }
             Err(err)
         }
     }
 }
 
-/// `spawned` holds the supervisor as soon as there is one: a new one cannot be found by its socket yet.
-async fn make(
-    host: &Host,
-    sandbox: &Sandbox,
-    timeline: &Timeline,
-    spawned: &mut Option<Supervisor>,
-) -> Result<Up, Error> {
+async fn make(host: &Host, sandbox: &Sandbox, timeline: &Timeline, begun: &mut Begun) -> Result<Up, Error> {
     let dir = host.pod_dir(&sandbox.id);
     let user_ids = sandbox.user_ids();
     let spawn = timeline.step("sandbox: supervisor", async {
         prepare_dir(&dir, sandbox).await?;
         let started = Supervisor::spawn(&host.supervisor, dir.path(), sandbox.id.as_str()).await;
         let (supervisor, events) = started.map_err(Error::step(sandbox.label(), "start its supervisor"))?;
-        *spawned = Some(supervisor.clone());
+        begun.supervisor = Some(supervisor.clone());
         Ok((supervisor, events))
     });
     let ((netns, ips), (supervisor, events)) = match user_ids {
@@ -272,19 +283,23 @@ async fn make(
 
     let ready = Sandbox { ips, phase: SandboxPhase::Ready, ..sandbox.clone() };
     timeline
-        .step("sandbox: record", async {
+        .step("sandbox: files", async {
             let (config, node, ips) =
                 (Arc::clone(&ready.config), host.facts.hostname.clone(), ready.ips.clone());
             let owner = user_ids.map(|ids| ids.first());
             blocking(move || files::write(&dir, &config, &node, &ips, owner))
                 .await
-                .map_err(Error::step(ready.label(), "write its files"))?;
-            host.persist(Batch::new().put(ready.id.as_str(), &ready))
-                .await
-                .map_err(Error::step(ready.label(), "write its record"))
+                .map_err(Error::step(ready.label(), "write its files"))
         })
         .await?;
-    Ok(Up { sandbox: Arc::new(ready), supervisor, events })
+    let answer = Plugins::of(host, &ready, Some(&supervisor)).run_pod().await;
+    begun.told = plugins::may_know(&answer);
+    let arriving = answer?;
+    timeline
+        .step("sandbox: record", host.persist(Batch::new().put(ready.id.as_str(), &ready)))
+        .await
+        .map_err(Error::step(ready.label(), "write its record"))?;
+    Ok(Up { sandbox: Arc::new(ready), supervisor, events, arriving })
 }
 
 async fn new_netns(host: &Host, sandbox: &Sandbox) -> Result<Netns, Error> {

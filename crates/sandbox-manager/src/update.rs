@@ -4,23 +4,73 @@ use std::collections::BTreeMap;
 
 use berth_cri::runtime::v1::{HugepageLimit, LinuxContainerResources};
 use berth_launcher::cgroup::Resources;
+use berth_nri::LinuxResources;
+use oci_spec::runtime::LinuxResources as OciResources;
 
-use crate::{Container, Error, host::Host, sandbox::blocking};
+use crate::{
+    Container, Error, Sandbox,
+    host::Host,
+    plugins::{Plugins, to_cri},
+    sandbox::blocking,
+};
+
+/// New limits, and whose wish they are.
+#[derive(Debug)]
+pub(crate) enum Limits {
+    /// The caller's: plugins have a say.
+    Asked(LinuxContainerResources),
+    /// Theirs: nobody else is asked.
+    OfPlugins(Box<LinuxResources>),
+}
+
+/// Changes the limits of a container; what of it CRI has words for is the answer.
+pub(crate) async fn run(
+    host: &Host,
+    sandbox: &Sandbox,
+    plugins: Plugins<'_>,
+    container: &Container,
+    limits: Limits,
+) -> Result<LinuxContainerResources, Error> {
+    let invalid = |field: &'static str| move |why: String| Error::Invalid { field, why };
+    let of_plugins = |limits: &LinuxResources| {
+        let limits = berth_nri::oci::limits(limits, host.facts.swap);
+        limits.map_err(|err| invalid("update")(err.to_string()))
+    };
+    let mut warnings = Vec::new();
+    let (mut asked, mut limits) = match limits {
+        Limits::OfPlugins(wanted) => {
+            apply(host, sandbox, container, &of_plugins(&wanted)?, warnings).await?;
+            return Ok(to_cri(&wanted));
+        }
+        Limits::Asked(asked) => {
+            let limits = berth_oci::limits(&asked, &host.facts, &mut warnings)
+                .map_err(|err| invalid("linux")(err.to_string()))?;
+            (asked, limits)
+        }
+    };
+    let before = berth_nri::oci::seen(&limits);
+    let after = plugins.update(container, before.clone()).await?;
+    if after != before {
+        limits = of_plugins(&after)?;
+        asked = merged(&asked, &to_cri(&after));
+    }
+    apply(host, sandbox, container, &limits, warnings).await?;
+    plugins.updated(container).await;
+    Ok(asked)
+}
 
 /// Writes the limits that are set into the container's cgroup. Lowering a memory limit makes the kernel reclaim first, so
 /// this can take a while.
-pub(crate) async fn apply(
+async fn apply(
     host: &Host,
+    sandbox: &Sandbox,
     container: &Container,
-    cgroup_parent: &str,
-    asked: &LinuxContainerResources,
+    limits: &OciResources,
+    warnings: Vec<String>,
 ) -> Result<(), Error> {
     let label = container.id.label();
-    let mut warnings = Vec::new();
-    let limits = berth_oci::limits(asked, &host.facts, &mut warnings)
-        .map_err(|err| Error::Invalid { field: "linux", why: err.to_string() })?;
-    let limits = Resources::from_spec(&limits).map_err(Error::step(&label, "read its new limits"))?;
-    let path = container.cgroup_path(cgroup_parent);
+    let limits = Resources::from_spec(limits).map_err(Error::step(&label, "read its new limits"))?;
+    let path = container.cgroup_path(&sandbox.cgroup_parent);
     let cgroup = host.cgroups.at(&path).map_err(Error::step(&label, "find its cgroup"))?;
     let applied = blocking(move || cgroup.apply(&limits)).await;
     let left_out = applied.map_err(Error::step(&label, "change its cgroup's limits"))?;

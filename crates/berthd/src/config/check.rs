@@ -5,13 +5,14 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use berth_nri::{NriConfig, OnFailure, PluginPolicy};
 use toml::de::DeTable;
 
 use super::faults::{Fault, Faults, Origin};
 use super::section::{Given, Section};
 use super::{
-    CgroupDriver, Config, Images, Limits, Log, LogFormat, Network, RuntimeHandler, Streaming, StreamingTls,
-    values,
+    CgroupDriver, Config, Images, Limits, Log, LogFormat, Network, Nri, RuntimeHandler, Streaming,
+    StreamingTls, values,
 };
 use crate::args::Flags;
 
@@ -82,6 +83,7 @@ fn top(section: &mut Section<'_>, flags: &Flags, binary: &Path, faults: &mut Fau
         streaming: streaming(section.table("streaming", faults), faults),
         images: images(section.table("images", faults), faults),
         limits: limits(section.table("limits", faults), faults),
+        nri: nri(section.table("nri", faults), faults),
     }
 }
 
@@ -219,6 +221,51 @@ fn limits(mut section: Section<'_>, faults: &mut Faults<'_>) -> Limits {
     };
     section.finish(faults);
     limits
+}
+
+fn nri(mut section: Section<'_>, faults: &mut Faults<'_>) -> Nri {
+    let on_failure = on_failure(&mut section, faults).unwrap_or(OnFailure::Closed);
+    let mut plugins = BTreeMap::new();
+    for (name, mut table) in section.table("plugins", faults).named_tables(faults) {
+        let policy = PluginPolicy {
+            on_failure: self::on_failure(&mut table, faults).unwrap_or(on_failure),
+            required: table.boolean("required", faults).is_some_and(|given| given.value),
+            except_namespaces: table
+                .strings("except_namespaces", faults)
+                .map(|given| given.value)
+                .unwrap_or_default(),
+        };
+        table.finish(faults);
+        plugins.extend(name.check(faults, values::nri_plugin).map(|name| (name, policy)));
+    }
+    let nri = Nri {
+        enabled: section.boolean("enabled", faults).is_some_and(|given| given.value),
+        socket: section
+            .string("socket", faults)
+            .and_then(|given| given.check(faults, values::socket))
+            .unwrap_or_else(|| "/var/run/nri/nri.sock".into()),
+        plugins: NriConfig {
+            plugin_dir: path_or(&mut section, "plugin_dir", "/opt/nri/plugins", faults),
+            plugin_config_dir: path_or(&mut section, "plugin_config_dir", "/etc/nri/conf.d", faults),
+            registration_timeout: duration_or(
+                &mut section,
+                "registration_timeout",
+                Duration::from_secs(5),
+                faults,
+            ),
+            request_timeout: duration_or(&mut section, "request_timeout", Duration::from_secs(2), faults),
+            on_failure,
+            plugins,
+        },
+    };
+    section.finish(faults);
+    nri
+}
+
+fn on_failure(section: &mut Section<'_>, faults: &mut Faults<'_>) -> Option<OnFailure> {
+    let choices = [("closed", OnFailure::Closed), ("open", OnFailure::Open)];
+    let given = section.string("on_failure", faults)?;
+    given.check(faults, |text| values::one_of(&text, &choices))
 }
 
 fn path(section: &mut Section<'_>, key: &'static str, faults: &mut Faults<'_>) -> Option<(Origin, PathBuf)> {

@@ -18,6 +18,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use berth_nri::NriConfig;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 pub use self::faults::{ConfigFaults, Fault, Origin};
@@ -53,6 +54,7 @@ pub struct Config {
     pub streaming: Streaming,
     pub images: Images,
     pub limits: Limits,
+    pub nri: Nri,
 }
 
 /// What is logged, and how. To stderr always: the service manager keeps it.
@@ -146,6 +148,20 @@ pub struct Limits {
     pub exec_output_bytes: NonZeroUsize,
     /// `runtime_timeout`: for each run of an external OCI runtime's binary. Default `30s`.
     pub runtime_timeout: Duration,
+}
+
+/// `[nri]`: plugins that watch containers and change what they become (Node Resource Interface).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nri {
+    /// `enabled`: whether plugins are started and may connect. Default false: a plugin may change any container.
+    pub enabled: bool,
+    /// `socket`: where plugins connect. Default `/var/run/nri/nri.sock`, where plugins look for it.
+    pub socket: PathBuf,
+    /// `plugin_dir`, default `/opt/nri/plugins`; `plugin_config_dir`, default `/etc/nri/conf.d`; `registration_timeout`,
+    /// default `5s`; `request_timeout`, default `2s`; `on_failure`, default `closed`; and `[nri.plugins.NAME]` for what
+    /// is different for one plugin, by its name without the number: `on_failure`; `required`, default false;
+    /// `except_namespaces`, default none.
+    pub plugins: NriConfig,
 }
 
 /// Why there is no configuration.

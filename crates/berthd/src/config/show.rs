@@ -4,10 +4,11 @@ use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use berth_nri::OnFailure;
 use toml::Value;
 
 use super::{
-    CgroupDriver, Config, Images, Limits, LogFormat, Network, RuntimeHandler, Streaming, StreamingTls,
+    CgroupDriver, Config, Images, Limits, LogFormat, Network, Nri, RuntimeHandler, Streaming, StreamingTls,
 };
 
 impl Config {
@@ -20,6 +21,7 @@ impl Config {
         self.streaming.write(&mut page);
         self.images.write(&mut page);
         self.limits.write(&mut page);
+        self.nri.write(&mut page);
         page.0
     }
 
@@ -167,6 +169,67 @@ impl Limits {
             duration(self.runtime_timeout),
         );
     }
+}
+
+impl Nri {
+    fn write(&self, page: &mut Page) {
+        page.section("nri");
+        page.key(
+            "Whether NRI plugins are started and may connect; one may change any container.",
+            "enabled",
+            self.enabled,
+        );
+        page.key("Where plugins connect.", "socket", path(&self.socket));
+        page.key(
+            "Programs named NN-NAME here are started with the daemon. May be absent.",
+            "plugin_dir",
+            path(&self.plugins.plugin_dir),
+        );
+        page.key(
+            "Their configuration, NN-NAME.conf or NAME.conf. May be absent.",
+            "plugin_config_dir",
+            path(&self.plugins.plugin_config_dir),
+        );
+        page.key(
+            "From a plugin's connection to its registration.",
+            "registration_timeout",
+            duration(self.plugins.registration_timeout),
+        );
+        page.key(
+            "For each call of a plugin; one that takes longer is disconnected.",
+            "request_timeout",
+            duration(self.plugins.request_timeout),
+        );
+        page.key(
+            "When a plugin hangs or dies over a request: closed fails it, open goes on without the plugin.",
+            "on_failure",
+            failure(self.plugins.on_failure),
+        );
+        for (name, policy) in &self.plugins.plugins {
+            page.section(&format!("nri.plugins.{}", toml_key(name)));
+            page.key("As above, for this one.", "on_failure", failure(policy.on_failure));
+            page.key(
+                "No pod and no container is made while it is not connected.",
+                "required",
+                policy.required,
+            );
+            let namespaces: Vec<_> = policy.except_namespaces.iter().map(String::as_str).collect();
+            page.key("But those of these Kubernetes namespaces are.", "except_namespaces", namespaces);
+        }
+    }
+}
+
+fn failure(policy: OnFailure) -> &'static str {
+    match policy {
+        OnFailure::Closed => "closed",
+        OnFailure::Open => "open",
+    }
+}
+
+/// A plugin's name may hold dots and pluses, which a key must not without quotes.
+fn toml_key(name: &str) -> String {
+    let bare = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if bare { name.to_owned() } else { format!("{name:?}") }
 }
 
 /// The file being written.

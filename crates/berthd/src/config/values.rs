@@ -104,6 +104,17 @@ pub(super) fn handler_name(text: &str) -> Result<(), String> {
     Err(format!("{text:?} cannot name a RuntimeClass handler: use 1 to 63 of a-z, 0-9 and -"))
 }
 
+/// As plugins register, where the number in front is a field of its own.
+pub(super) fn nri_plugin(name: String) -> Result<String, String> {
+    berth_nri::check_name(&name)?;
+    match name.split_once('-') {
+        Some((index, rest)) if berth_nri::check_index(index).is_ok() => {
+            Err(format!("write the name without its number: {rest:?}"))
+        }
+        _ => Ok(name),
+    }
+}
+
 /// dev_valid_name() of the kernel.
 pub(super) fn interface(text: String) -> Result<String, String> {
     let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b':';

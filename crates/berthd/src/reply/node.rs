@@ -1,12 +1,15 @@
 //! What the runtime says of itself and of the node.
 
+use std::time::UNIX_EPOCH;
+
 use berth_cri::runtime::v1::{
     CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
     RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusResponse, VersionResponse,
 };
 use berth_network::{Mode, NetworkStatus};
+use berth_nri::Nri;
 use berth_sandbox_manager::SandboxManager;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Info, topic};
 use crate::config::{self, Config};
@@ -56,7 +59,7 @@ pub(crate) fn status(manager: &SandboxManager, network: &NetworkStatus) -> Statu
 }
 
 /// `stateDir` in `config` is what critest looks for.
-pub(crate) fn status_info(config: &Config, network: &NetworkStatus) -> Info {
+pub(crate) fn status_info(config: &Config, network: &NetworkStatus, nri: Option<&Nri>) -> Info {
     let network = match &network.mode {
         Mode::Cni { name } => json!({ "mode": "cni", "name": name, "confDir": config.network.cni_conf_dir }),
         Mode::BuiltIn => json!({
@@ -69,7 +72,28 @@ pub(crate) fn status_info(config: &Config, network: &NetworkStatus) -> Info {
     Info::from([
         topic("config", &json!({ "rootDir": config.root, "stateDir": config.state })),
         topic("network", &network),
+        topic("nri", &nri_info(config, nri)),
     ])
+}
+
+fn nri_info(config: &Config, nri: Option<&Nri>) -> Value {
+    let Some(nri) = nri else { return json!({ "enabled": false }) };
+    let (connected, lost) = nri.plugins();
+    let connected = connected.into_iter().map(|plugin| {
+        json!({
+            "name": plugin.name, "pid": plugin.pid, "installed": plugin.installed, "events": plugin.events,
+        })
+    });
+    let lost = lost.into_iter().map(|plugin| {
+        let since = plugin.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        json!({ "name": plugin.name, "since": since, "why": plugin.why })
+    });
+    json!({
+        "enabled": true,
+        "socket": config.nri.socket,
+        "connected": connected.collect::<Vec<_>>(),
+        "lost": lost.collect::<Vec<_>>(),
+    })
 }
 
 pub(crate) fn runtime_config(config: &Config) -> RuntimeConfigResponse {

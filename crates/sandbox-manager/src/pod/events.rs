@@ -57,7 +57,7 @@ impl Pod {
         self.events = Some(events);
         for container in self.in_stop_order() {
             if let Some(container) = recovery::agreed(&self.host, &container, &reports, LOST) {
-                self.change_or_log(container).await;
+                self.record_end(container).await;
             }
         }
         self.publish();
@@ -80,7 +80,7 @@ impl Pod {
         tracing::info!(
             container = %id.short(), code = exit.code, reason = exit.reason, "container ended"
         );
-        self.change_or_log(container.with_state(ContainerState::Exited(exit))).await;
+        self.record_end(container.with_state(ContainerState::Exited(exit))).await;
         self.clean_up(id);
     }
 

@@ -19,7 +19,7 @@ mod results;
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -27,10 +27,11 @@ use berth_cri::{
     berth::v1::ContainerExited,
     runtime::v1::{ContainerConfig, LinuxContainerResources},
 };
+use berth_nri::Leaving;
 use berth_store::Batch;
 use berth_supervisor::client::{Event, Events, Supervisor};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tracing::Instrument as _;
@@ -39,12 +40,14 @@ use crate::{
     Container, ContainerId, ContainerState, Error, Event as PodEvent, EventKind, PodView, Sandbox, SandboxId,
     SandboxPhase, Timeline, UnixNanos,
     admit::InFlight,
-    create::discard,
+    create::{Made, discard},
     error::cause,
     host::Host,
     manager::Directory,
+    plugins::Plugins,
     recovery::Connection,
     sandbox::{Up, bring_up},
+    update::Limits,
 };
 
 /// A pod of 16 containers may have about four calls waiting per container. Fuller than that, the pod is stuck.
@@ -63,7 +66,9 @@ pub(crate) enum Request {
     Start(ContainerId, Reply<()>),
     Stop(ContainerId, Duration, Reply<()>),
     Remove(ContainerId, Reply<()>),
-    Update(ContainerId, LinuxContainerResources, Reply<()>),
+    Update(ContainerId, Limits, Reply<()>),
+    /// Overhead and limits of the pod itself.
+    UpdatePod(Option<LinuxContainerResources>, Option<LinuxContainerResources>, Reply<()>),
     StopPod(Reply<()>),
     RemovePod(Reply<()>),
 }
@@ -98,6 +103,8 @@ struct Slot {
     work: Work,
     /// Its end, when the news of its start is still on the way: first things first.
     early_exit: Option<ContainerExited>,
+    /// Held while plugins are told of its end: who removes it waits for that.
+    telling: Arc<Mutex<()>>,
 }
 
 /// [`InFlight`] with those who wait for it.
@@ -152,12 +159,16 @@ enum Phase {
 #[derive(Debug)]
 enum Done {
     Up(Result<Up, Error>),
-    Created(ContainerId, Result<Arc<Container>, Error>),
+    Created(ContainerId, Result<Made, Error>),
     Started(ContainerId, Result<UnixNanos, Error>),
     Stopped(ContainerId, Result<(), Error>),
-    Removed(ContainerId, Result<(), Error>),
-    /// New limits, which are in force now if the result says so.
-    Updated(ContainerId, LinuxContainerResources, Result<(), Error>, Reply<()>),
+    Removed(ContainerId, Result<Option<Leaving>, Error>),
+    /// The new limits that are in force now.
+    Updated(ContainerId, Result<LinuxContainerResources, Error>, Reply<()>),
+    /// The pod with its new limits, unless plugins refuse them.
+    PodUpdated(Result<Sandbox, Error>, Reply<()>),
+    /// Plugins know of an end.
+    Told,
     /// What an ended container left behind is cleaned up.
     Cleaned(ContainerId, Result<(), Error>),
     /// A new connection to the supervisor.
@@ -165,7 +176,7 @@ enum Done {
     /// The processes of a pod whose supervisor died are gone.
     Orphaned(Result<(), Error>),
     PodStopped(Result<(), Error>),
-    PodRemoved(Result<(), Error>),
+    PodRemoved(Result<Vec<Leaving>, Error>),
 }
 
 #[derive(Debug)]
@@ -184,6 +195,8 @@ pub(crate) struct Pod {
     view: watch::Sender<Arc<PodView>>,
     timeline: Timeline,
     starts: u64,
+    /// Whether plugins know that the pod was stopped.
+    told_stopped: Arc<AtomicBool>,
     /// When the last event was told.
     told_at: UnixNanos,
     ended: bool,
@@ -229,9 +242,16 @@ impl Pod {
             let name = (name.to_owned(), attempt);
             (
                 container.id.clone(),
-                Slot { container: Some(Arc::new(container)), name, work: Work::Idle, early_exit: None },
+                Slot {
+                    container: Some(Arc::new(container)),
+                    name,
+                    work: Work::Idle,
+                    early_exit: None,
+                    telling: Arc::default(),
+                },
             )
         });
+        let told_stopped = sandbox.phase == SandboxPhase::NotReady;
         let sandbox = Arc::new(sandbox);
         let timeline = Timeline::new();
         let (tx, mailbox) = mpsc::channel(MAILBOX);
@@ -256,6 +276,7 @@ impl Pod {
             view,
             timeline,
             starts,
+            told_stopped: Arc::new(AtomicBool::new(told_stopped)),
             told_at: 0,
             ended: false,
         };
@@ -319,10 +340,31 @@ impl Pod {
         kept.map_err(Error::step(id.label(), "write its record"))
     }
 
-    async fn change_or_log(&mut self, container: Container) {
-        if let Err(err) = self.change(container).await {
+    /// Writes down that a container has ended, and tells plugins.
+    async fn record_end(&mut self, container: Container) {
+        // Before it is shown: who sees it and removes the container waits until plugins know.
+        let telling = self.telling(&container.id);
+        if let Err(err) = self.change(container.clone()).await {
             tracing::error!(error = cause(&err), "a container's end is not on disk; the supervisor keeps it");
         }
+        self.tell_plugins(container, telling);
+    }
+
+    /// To be taken before a container's end is shown. Nobody else holds it: a container ends once.
+    fn telling(&self, id: &ContainerId) -> Option<OwnedMutexGuard<()>> {
+        let slot = self.slots.get(id).filter(|_| self.host.nri.is_some())?;
+        Arc::clone(&slot.telling).try_lock_owned().ok()
+    }
+
+    fn tell_plugins(&mut self, container: Container, telling: Option<OwnedMutexGuard<()>>) {
+        let Some(telling) = telling else { return };
+        let (host, sandbox, supervisor) =
+            (Arc::clone(&self.host), Arc::clone(&self.sandbox), self.supervisor.clone());
+        self.spawn(async move {
+            Plugins::of(&host, &sandbox, supervisor.as_ref()).ended(&container).await;
+            drop(telling);
+            Done::Told
+        });
     }
 
     async fn set_not_ready(&mut self) {
@@ -370,14 +412,25 @@ impl Pod {
     }
 }
 
-/// Removes the containers and the record of a pod that is stopped.
-async fn forget(host: &Host, sandbox: &Sandbox, containers: &[ContainerId]) -> Result<(), Error> {
-    for id in containers {
-        discard(host, sandbox, id, None).await?;
+/// Removes the containers and the record of a pod that is stopped. The answer is to be kept until readers see no more of
+/// it.
+async fn forget(
+    host: &Host,
+    sandbox: &Sandbox,
+    containers: &[Arc<Container>],
+) -> Result<Vec<Leaving>, Error> {
+    let plugins = Plugins::of(host, sandbox, None);
+    let mut leaving = Vec::new();
+    for container in containers {
+        let remembered = plugins.remember(container).await;
+        discard(host, sandbox, &container.id, None).await?;
+        leaving.extend(plugins.removed(remembered).await);
     }
+    leaving.extend(plugins.remove_pod().await);
     host.persist(Batch::new().delete::<Sandbox>(sandbox.id.as_str()))
         .await
-        .map_err(Error::step(sandbox.label(), "delete its record"))
+        .map_err(Error::step(sandbox.label(), "delete its record"))?;
+    Ok(leaving)
 }
 
 async fn next_event(events: &mut Option<Events>) -> Event {

@@ -2,7 +2,10 @@
 
 use std::{
     cmp::Reverse,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,11 +14,13 @@ use tokio::sync::watch;
 
 use super::{Done, Phase, Pod, Reply, Request, Slot, Work, answer, join, state_name, wrong_state};
 use crate::{
-    Container, ContainerId, ContainerState, Error,
+    Container, ContainerId, ContainerState, Error, Sandbox,
     admit::{Admit, Ask, InFlight, admit},
     create::{Creation, discard},
+    plugins::Plugins,
     sandbox::tear_down,
-    start_stop, update,
+    start_stop,
+    update::{self, Limits},
 };
 
 impl Pod {
@@ -30,6 +35,7 @@ impl Pod {
             Request::Stop(id, grace, reply) => self.stop(id, grace, reply),
             Request::Remove(id, reply) => self.remove(id, reply),
             Request::Update(id, limits, reply) => self.update(id, limits, reply),
+            Request::UpdatePod(overhead, resources, reply) => self.update_pod(overhead, resources, reply),
             Request::StopPod(reply) => self.stop_pod(reply),
             Request::RemovePod(reply) => self.remove_pod(reply),
         }
@@ -68,12 +74,12 @@ impl Pod {
             supervisor: supervisor.clone(),
             id: id.clone(),
             config,
+            told: AtomicBool::new(false),
         };
-        self.slots.insert(
-            id.clone(),
-            Slot { container: None, name, work: Work::Create(vec![reply]), early_exit: None },
-        );
-        self.spawn(async move { Done::Created(id, creation.run().await.map(Arc::new)) });
+        let work = Work::Create(vec![reply]);
+        let slot = Slot { container: None, name, work, early_exit: None, telling: Arc::default() };
+        self.slots.insert(id.clone(), slot);
+        self.spawn(async move { Done::Created(id, creation.run().await) });
     }
 
     /// The container that a request names, with the answer of [`admit`]; answers by itself when there is none.
@@ -100,6 +106,7 @@ impl Pod {
     }
 
     fn start(&mut self, id: ContainerId, reply: Reply<()>) {
+        let (host, sandbox) = (Arc::clone(&self.host), Arc::clone(&self.sandbox));
         let supervisor = self.supervisor.clone();
         let ready = matches!(self.phase, Phase::Ready);
         let not_ready = self.not_ready("start a container in");
@@ -114,8 +121,14 @@ impl Pod {
                 let timeline = self.timeline.clone();
                 self.spawn(async move {
                     let name = format!("container {}: start", container.name_and_attempt().0);
-                    let started = timeline.step(name, start_stop::start(&supervisor, &container)).await;
-                    Done::Started(id, started)
+                    let plugins = Plugins::of(&host, &sandbox, Some(&supervisor));
+                    let started = async {
+                        plugins.start(&container).await?;
+                        let started_at = start_stop::start(&supervisor, &container).await?;
+                        plugins.started(&container, started_at).await;
+                        Ok(started_at)
+                    };
+                    Done::Started(id, timeline.step(name, started).await)
                 });
             }
             (Admit::Run, _) => answer([reply], Err(not_ready)),
@@ -159,9 +172,13 @@ impl Pod {
         let cgroup = container.cgroup_path(&self.sandbox.cgroup_parent);
         let view = self.view.subscribe();
         let gone = Error::Gone(self.sandbox.id.clone());
+        let telling = self.slots.get(&container.id).map(|slot| Arc::clone(&slot.telling)).unwrap_or_default();
         async move {
             let supervisor = supervisor.ok_or(gone)?;
-            start_stop::stop(&host, &supervisor, &container, &cgroup, view, deadline).await
+            start_stop::stop(&host, &supervisor, &container, &cgroup, view, deadline).await?;
+            // Plugins know as well now.
+            drop(telling.lock().await);
+            Ok(())
         }
     }
 
@@ -178,7 +195,8 @@ impl Pod {
                 slot.work = Work::Remove(waiting);
                 let (_, now) = watch::channel(Instant::now());
                 let alive = container.pid().is_some();
-                let stop = self.stop_work(container, now);
+                let telling = Arc::clone(&slot.telling);
+                let stop = self.stop_work(Arc::clone(&container), now);
                 let (host, sandbox) = (Arc::clone(&self.host), Arc::clone(&self.sandbox));
                 let supervisor = self.supervisor.clone();
                 self.spawn(async move {
@@ -186,7 +204,11 @@ impl Pod {
                         if alive {
                             stop.await?;
                         }
-                        discard(&host, &sandbox, &id, supervisor.as_ref()).await
+                        drop(telling.lock().await);
+                        let plugins = Plugins::of(&host, &sandbox, supervisor.as_ref());
+                        let remembered = plugins.remember(&container).await;
+                        discard(&host, &sandbox, &id, supervisor.as_ref()).await?;
+                        Ok(plugins.removed(remembered).await)
                     };
                     let result = result.await;
                     Done::Removed(id, result)
@@ -195,7 +217,7 @@ impl Pod {
         }
     }
 
-    fn update(&mut self, id: ContainerId, limits: LinuxContainerResources, reply: Reply<()>) {
+    fn update(&mut self, id: ContainerId, limits: Limits, reply: Reply<()>) {
         let container = self.slots.get(&id).and_then(|slot| slot.container.clone());
         let Some(container) = container else {
             return answer([reply], Err(Error::ContainerNotFound(id.to_string())));
@@ -204,10 +226,30 @@ impl Pod {
             let state = state_name(&container.state);
             return answer([reply], Err(wrong_state(&id, state, "change the limits of")));
         }
-        let (host, parent) = (Arc::clone(&self.host), self.sandbox.cgroup_parent.clone());
+        let (host, sandbox, supervisor) =
+            (Arc::clone(&self.host), Arc::clone(&self.sandbox), self.supervisor.clone());
         self.spawn(async move {
-            let result = update::apply(&host, &container, &parent, &limits).await;
-            Done::Updated(id, limits, result, reply)
+            let plugins = Plugins::of(&host, &sandbox, supervisor.as_ref());
+            let result = update::run(&host, &sandbox, plugins, &container, limits).await;
+            Done::Updated(id, result, reply)
+        });
+    }
+
+    fn update_pod(
+        &mut self,
+        overhead: Option<LinuxContainerResources>,
+        resources: Option<LinuxContainerResources>,
+        reply: Reply<()>,
+    ) {
+        let mut config = (*self.sandbox.config).clone();
+        let linux = config.linux.get_or_insert_default();
+        linux.overhead = overhead.or(linux.overhead.take());
+        linux.resources = resources.or(linux.resources.take());
+        let updated = Sandbox { config: Arc::new(config), ..(*self.sandbox).clone() };
+        let (host, supervisor) = (Arc::clone(&self.host), self.supervisor.clone());
+        self.spawn(async move {
+            let result = Plugins::of(&host, &updated, supervisor.as_ref()).update_pod().await;
+            Done::PodUpdated(result.map(|()| updated), reply)
         });
     }
 
@@ -256,11 +298,19 @@ impl Pod {
             .collect();
         let (host, sandbox, supervisor) =
             (Arc::clone(&self.host), Arc::clone(&self.sandbox), self.supervisor.clone());
+        let telling: Vec<_> = self.slots.values().map(|slot| Arc::clone(&slot.telling)).collect();
+        let told_stopped = Arc::clone(&self.told_stopped);
         self.spawn(async move {
             for stop in stops {
                 if let Err(err) = stop.await {
                     return Done::PodStopped(Err(err));
                 }
+            }
+            for telling in telling {
+                drop(telling.lock().await);
+            }
+            if !told_stopped.swap(true, Ordering::Relaxed) {
+                Plugins::of(&host, &sandbox, supervisor.as_ref()).stop_pod().await;
             }
             Done::PodStopped(tear_down(&host, &sandbox, &containers, supervisor).await)
         });

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use berth_cri::runtime::v1::LinuxContainerResources;
+use berth_store::Batch;
 
 use super::{Done, LOST, Phase, Pod, Work, answer, forget};
 use crate::{
-    Container, ContainerId, ContainerState, Error, EventKind, Exit, UnixNanos, error::cause, recovery,
-    sandbox::Up, update,
+    Container, ContainerId, ContainerState, Error, EventKind, Exit, Sandbox, UnixNanos, create::Made,
+    error::cause, plugins::Plugins, recovery, sandbox::Up, update,
 };
 
 impl Pod {
@@ -31,15 +32,23 @@ impl Pod {
                     self.publish();
                     self.tell(EventKind::Deleted, id.to_string());
                 }
-                answer(waiting, result);
+                answer(waiting, result.map(drop));
             }
-            Done::Updated(id, limits, result, reply) => {
+            Done::Updated(id, result, reply) => {
                 let result = match result {
-                    Ok(()) => self.on_updated(&id, &limits).await,
-                    failed => failed,
+                    Ok(limits) => self.on_updated(&id, &limits).await,
+                    Err(err) => Err(err),
                 };
                 answer([reply], result);
             }
+            Done::PodUpdated(result, reply) => {
+                let result = match result {
+                    Ok(sandbox) => self.on_pod_updated(sandbox).await,
+                    Err(err) => Err(err),
+                };
+                answer([reply], result);
+            }
+            Done::Told => {}
             Done::Cleaned(id, Err(err)) => {
                 tracing::warn!(container = %id.short(), error = cause(&err), "cannot clean up after a container; its removal will try again");
             }
@@ -51,7 +60,7 @@ impl Pod {
                 let Phase::Removing(waiting) = &mut self.phase else { return };
                 let waiting = std::mem::take(waiting);
                 match &result {
-                    Ok(()) => {
+                    Ok(_) => {
                         self.slots.clear();
                         self.publish();
                         self.end();
@@ -59,7 +68,7 @@ impl Pod {
                     }
                     Err(_) => self.phase = Phase::Stopped { clean: true },
                 }
-                answer(waiting, result);
+                answer(waiting, result.map(drop));
             }
         }
         for request in std::mem::take(&mut self.later) {
@@ -79,6 +88,7 @@ impl Pod {
                 self.publish();
                 self.tell(EventKind::Created, self.sandbox.id.to_string());
                 self.tell(EventKind::Started, self.sandbox.id.to_string());
+                drop(up.arriving);
                 answer(waiting, Ok(self.sandbox.id.clone()));
             }
             Err(err) => {
@@ -94,13 +104,14 @@ impl Pod {
         self.ended = true;
     }
 
-    fn on_created(&mut self, id: &ContainerId, result: Result<Arc<Container>, Error>) {
+    fn on_created(&mut self, id: &ContainerId, result: Result<Made, Error>) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         let Work::Create(waiting) = std::mem::replace(&mut slot.work, Work::Idle) else { return };
         match result {
-            Ok(container) => {
+            Ok((container, arriving)) => {
                 slot.container = Some(container);
                 self.publish();
+                drop(arriving);
                 self.tell(EventKind::Created, id.to_string());
                 answer(waiting, Ok(id.clone()));
             }
@@ -126,11 +137,16 @@ impl Pod {
             (Ok(_), state) => state.clone(),
             (Err(err), _) => ContainerState::Exited(Exit::not_started(err.to_string())),
         };
-        let kept = self.change(started.with_state(state)).await;
+        let started = started.with_state(state);
+        let telling = result.is_err().then(|| self.telling(id)).flatten();
+        let kept = self.change(started.clone()).await;
         match (&result, early_exit) {
             (Ok(_), Some(exited)) => self.on_exit(&exited).await,
             (Ok(_), None) => {}
-            (Err(_), _) => self.clean_up(id.clone()),
+            (Err(_), _) => {
+                self.tell_plugins(started, telling);
+                self.clean_up(id.clone());
+            }
         }
         answer(waiting, result.map(drop).and(kept));
     }
@@ -141,6 +157,22 @@ impl Pod {
         };
         let resources = update::merged(&container.resources, limits);
         self.keep(Container { resources, ..(*container).clone() }).await
+    }
+
+    async fn on_pod_updated(&mut self, updated: Sandbox) -> Result<(), Error> {
+        // Everything else may have changed meanwhile.
+        let config = updated.config;
+        self.sandbox = Arc::new(Sandbox { config, ..(*self.sandbox).clone() });
+        let batch = Batch::new().put(self.sandbox.id.as_str(), &*self.sandbox);
+        let kept = self.host.persist(batch).await;
+        self.publish();
+        let (host, sandbox, supervisor) =
+            (Arc::clone(&self.host), Arc::clone(&self.sandbox), self.supervisor.clone());
+        self.spawn(async move {
+            Plugins::of(&host, &sandbox, supervisor.as_ref()).updated_pod().await;
+            Done::Told
+        });
+        kept.map_err(Error::step(self.sandbox.label(), "write its record"))
     }
 
     async fn on_orphaned(&mut self, result: Result<(), Error>) {
@@ -155,7 +187,7 @@ impl Pod {
         }
         for container in self.in_stop_order() {
             if let Some(container) = recovery::agreed(&self.host, &container, &[], LOST) {
-                self.change_or_log(container).await;
+                self.record_end(container).await;
             }
         }
     }
@@ -186,7 +218,7 @@ impl Pod {
             Ok(()) => {
                 self.phase = Phase::Removing(then_remove);
                 let (host, sandbox) = (Arc::clone(&self.host), Arc::clone(&self.sandbox));
-                let containers: Vec<_> = self.slots.keys().cloned().collect();
+                let containers = self.in_stop_order();
                 self.spawn(async move { Done::PodRemoved(forget(&host, &sandbox, &containers).await) });
             }
         }
