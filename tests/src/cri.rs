@@ -223,6 +223,20 @@ impl<'n> Pod<'n> {
         Ok([network.ip].into_iter().chain(network.additional_ips.into_iter().map(|ip| ip.ip)).collect())
     }
 
+    /// UpdatePodSandboxResources with limits of the pod, and no overhead.
+    pub async fn update(&self, resources: LinuxContainerResources) -> Result<()> {
+        /// runtime.v1.UpdatePodSandboxResourcesRequest.
+        #[derive(Clone, PartialEq, prost::Message)]
+        struct Update {
+            #[prost(string, tag = "1")]
+            pod_sandbox_id: String,
+            #[prost(message, optional, tag = "3")]
+            resources: Option<LinuxContainerResources>,
+        }
+        let request = Update { pod_sandbox_id: self.id.clone(), resources: Some(resources) };
+        self.node.call("/runtime.v1.RuntimeService/UpdatePodSandboxResources", request).await
+    }
+
     pub async fn stop(&self) -> Result<()> {
         let request = StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
         self.node.runtime().stop_pod_sandbox(request).await.context("StopPodSandbox")?;

@@ -14,6 +14,7 @@ pub mod image;
 pub mod kubelet;
 mod leak;
 pub mod node;
+pub mod nri;
 pub mod program;
 pub mod registry;
 pub mod tools;

@@ -28,6 +28,11 @@ pub fn peers() -> Result<PathBuf> {
     build("peers/build", &[])
 }
 
+/// The folder with the plugin of the tests of NRI.
+pub fn nri_plugin() -> Result<PathBuf> {
+    build("nri-plugin/build", &[])
+}
+
 /// Runs a build script, which prints the folder.
 fn build(script: &str, arguments: &[&str]) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(script);

@@ -19,7 +19,13 @@ use k8s_cri::v1::{
     VersionRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    Request,
+    client::Grpc,
+    codegen::http::uri::PathAndQuery,
+    transport::{Channel, Endpoint, Uri},
+};
+use tonic_prost::ProstCodec;
 use tower::service_fn;
 
 pub use self::slot::Outside;
@@ -69,7 +75,7 @@ const NETWORK_VARIABLE: &str = "BERTH_TEST_NETWORK";
 pub struct Options {
     /// Pull [`BUSYBOX`] at boot.
     pub busybox: bool,
-    /// Lines for the top of `berth.toml`.
+    /// Lines for the top of `berth.toml`; `@DIR@` stands for the node's folder.
     pub extra_config: String,
     /// A CNI network, which takes the place of the built-in bridge. `@BRIDGE@`, `@DIR@`, `@SUBNET4@` and `@SUBNET6@`
     /// stand for this node's. Plugins are looked for in `DIR/cni-bin`, then among Debian's. `None` is the built-in
@@ -212,6 +218,19 @@ impl Node {
         RuntimeServiceClient::new(lock(&self.channel).clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// A call that the bindings of [`runtime`](Node::runtime) are too old for.
+    pub async fn call<A, B>(&self, path: &'static str, request: A) -> Result<B>
+    where
+        A: prost::Message + Send + Sync + 'static,
+        B: prost::Message + Default + Send + Sync + 'static,
+    {
+        let mut client = Grpc::new(lock(&self.channel).clone());
+        client.ready().await.context("reaching the daemon")?;
+        let codec = ProstCodec::<A, B>::default();
+        let answer = client.unary(Request::new(request), PathAndQuery::from_static(path), codec).await;
+        Ok(answer.context(path)?.into_inner())
     }
 
     /// CRI's ImageService, on a connection of the same kind.

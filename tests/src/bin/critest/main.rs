@@ -34,6 +34,14 @@ const IMPOSSIBLE: [(&str, &str); 1] = [(
     "it pulls by a digest, and only the publisher's registry has an image of that digest",
 )];
 
+/// critest's own plugins hang for two seconds where a container that is made meanwhile must not be lost.
+const NRI: &str = r#"[nri]
+enabled = true
+socket = "@DIR@/nri.sock"
+plugin_dir = "@DIR@/nri-plugins"
+request_timeout = "5s"
+"#;
+
 #[derive(Debug, Parser)]
 #[command(about = "Runs critest against a daemon of its own")]
 struct Arguments {
@@ -47,9 +55,6 @@ struct Arguments {
     /// otherwise. May be repeated.
     #[arg(long, default_values = ["spdy", "websocket"])]
     transport: Vec<Transport>,
-    /// Run the specs of NRI, whose socket this is; `@DIR@` stands for the node's folder.
-    #[arg(long)]
-    nri_socket: Option<String>,
     /// The handler under test instead of the default one.
     #[arg(long, default_value = "")]
     runtime_handler: String,
@@ -81,12 +86,9 @@ impl Arguments {
             format!("--ginkgo.json-report={}", report.display()),
             format!("--ginkgo.timeout={}m", self.timeout),
             "--ginkgo.no-color".to_owned(),
+            format!("--nri-socket={}/nri.sock", node.dir().display()),
         ];
         flags.extend(transport.flags());
-        let dir = node.dir().display().to_string();
-        flags.extend(
-            self.nri_socket.iter().map(|path| format!("--nri-socket={}", path.replace("@DIR@", &dir))),
-        );
         let focus = self.focus.iter().map(String::as_str).chain(transport.specs());
         flags.extend(focus.map(|pattern| format!("--ginkgo.focus={pattern}")));
         flags.extend(self.skip.iter().map(|pattern| format!("--ginkgo.skip={pattern}")));
@@ -113,7 +115,7 @@ async fn test(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(folder) = &arguments.output {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
-    let node = Node::boot(Options::without_images()).await?;
+    let node = Node::boot(Options { extra_config: NRI.to_owned(), ..Options::without_images() }).await?;
     image::critest::push(node.registry()).context("building critest's images")?;
     let outcome = run_all(&node, &critest, arguments).await;
     let clean = node.finish().await;
