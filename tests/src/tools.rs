@@ -33,6 +33,11 @@ pub fn nri_plugin() -> Result<PathBuf> {
     build("nri-plugin/build", &[])
 }
 
+/// runc at its pinned version, which is newer than Debian's.
+pub fn runc() -> Result<PathBuf> {
+    Ok(build("peers/build", &["runc"])?.join("runc"))
+}
+
 /// Runs a build script, which prints the folder.
 fn build(script: &str, arguments: &[&str]) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(script);
