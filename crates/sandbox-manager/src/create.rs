@@ -165,7 +165,7 @@ impl Creation {
             let (cgroups, path) = (host.cgroups.clone(), cgroup_path.clone());
             blocking(move || cgroups.create(&path)).await.map_err(self.step("make its cgroup"))
         });
-        let user = self.user_namespace().await?;
+        let user = self.user_namespace();
         let rootfs =
             timeline.step(format!("container {name}: root file system"), self.rootfs(image, user.as_ref()));
         let (cgroup, rootfs) = tokio::join!(cgroup, rootfs);
@@ -195,11 +195,10 @@ impl Creation {
     }
 
     /// The pod's user namespace, where it has one.
-    async fn user_namespace(&self) -> Result<Option<PodUserNamespace>, Error> {
-        let Some(ids) = self.pod.sandbox.user_ids() else { return Ok(None) };
-        let state = self.supervisor.state().await.map_err(self.step("find its pod's user namespace"))?;
-        let path = format!("/proc/{}/fd/{}", self.supervisor.pid(), state.user_namespace);
-        Ok(Some(PodUserNamespace { ids, path: path.into() }))
+    fn user_namespace(&self) -> Option<PodUserNamespace> {
+        let sandbox = &self.pod.sandbox;
+        let path = self.host.pod_dir(&sandbox.id).user_namespace();
+        sandbox.user_ids().map(|ids| PodUserNamespace { ids, path })
     }
 
     /// The detached overlay mount, and the user, which only the image's own files can tell.

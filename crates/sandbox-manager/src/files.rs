@@ -11,6 +11,7 @@ use std::{
 use berth_cri::runtime::v1::{DnsConfig, PodSandboxConfig};
 
 use berth_image::FirstIds;
+use berth_supervisor::USER_NAMESPACE;
 
 use crate::{ContainerId, SandboxId};
 
@@ -42,6 +43,11 @@ impl PodDir {
     /// Mount point of the pod's own /dev/shm.
     pub(crate) fn shm(&self) -> PathBuf {
         self.0.join("shm")
+    }
+
+    /// The pod's user namespace, where it has one: the supervisor puts it there.
+    pub(crate) fn user_namespace(&self) -> PathBuf {
+        self.0.join(USER_NAMESPACE)
     }
 
     /// The supervisor keeps a container's exit status here, the manager its OCI spec.

@@ -22,3 +22,6 @@ mod wire;
 
 /// The control socket's name in a pod's directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// The name in a pod's directory of a link to its user namespace, where it has one.
+pub const USER_NAMESPACE: &str = "userns";

@@ -12,7 +12,7 @@ use nix::sched::CloneFlags;
 use rustix::fs::{AtFlags, Gid, Uid};
 
 use crate::error::{AtStep, StepError};
-use crate::user_namespace::become_root;
+use crate::user_namespace;
 
 #[derive(Debug)]
 pub(super) struct UserNamespace {
@@ -60,8 +60,7 @@ impl UserNamespace {
     /// Enters it, with a mount namespace that belongs to it.
     pub(super) fn enter(self) -> Result<(), StepError> {
         let step = "enter the user namespace";
-        nix::sched::setns(&self.fd, CloneFlags::CLONE_NEWUSER).step(step)?;
-        become_root().step(step)?;
+        user_namespace::enter(self.fd.as_fd()).step(step)?;
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).step("take the mounts into the user namespace")
     }
 }

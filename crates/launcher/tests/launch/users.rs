@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
-use berth_launcher::compile::{CompileError, compile};
-use berth_launcher::container::{Console, PidEntry, Progress};
+use berth_launcher::compile::{CompileError, compile, compile_exec};
+use berth_launcher::container::{self, Console, PidEntry, Progress};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -20,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("root_inside_may_mount", root_inside_may_mount),
     ("a_terminal_inside_has_its_name", a_terminal_inside_has_its_name),
     ("a_further_process_is_inside_as_well", a_further_process_is_inside_as_well),
+    ("a_further_process_has_a_terminal_inside", a_further_process_has_a_terminal_inside),
     ("an_idmapped_mount_has_other_owners", an_idmapped_mount_has_other_owners),
     ("a_mount_that_cannot_be_idmapped_is_named", a_mount_that_cannot_be_idmapped_is_named),
     ("ids_that_are_not_mapped_are_refused", ids_that_are_not_mapped_are_refused),
@@ -143,6 +145,26 @@ fn a_further_process_is_inside_as_well() {
     assert_eq!(lines[2], lines[3], "{output}");
     assert_eq!(lines[4..], ["again", "0"], "{output}");
     assert_eq!(fs::metadata(container.root.path().join("x")).unwrap().uid(), FIRST_ID);
+}
+
+fn a_further_process_has_a_terminal_inside() {
+    let mut container = Container::create_in(busybox_root_inside(), &inside("sleep 1000"), None);
+    container.process.ready().unwrap();
+    container.process.launched.gate.open().unwrap();
+    container.process.executed().unwrap();
+    let mut process = container.spec.process().clone().unwrap();
+    process.set_args(Some(vec!["sh".into(), "-c".into(), "tty; stat -c '%u:%g' $(tty); id -u".into()]));
+    process.set_terminal(Some(true));
+    let compiled = compile_exec(&process, &container.spec, input(&container.cgroup.0)).unwrap();
+    let plan = memfd(&compiled.plan);
+    let pidfd = container.process.launched.pidfd.as_fd();
+    let mut launched = container::exec(plan.as_fd(), pidfd, Console::Tty).unwrap();
+    let Progress::Ready { console: Some(master), .. } = next(&mut launched.gate) else {
+        panic!("no console")
+    };
+    assert_eq!(read_until(&mut master.into(), ":5\r\n0\r\n"), "/dev/pts/0\r\n0:5\r\n0\r\n");
+    assert!(matches!(next(&mut launched.gate), Progress::Executed));
+    reap(&launched.pidfd);
 }
 
 fn an_idmapped_mount_has_other_owners() {

@@ -21,6 +21,11 @@ impl Fault {
         Self { step: step.into(), errno: 0, message: message.into() }
     }
 
+    /// What a child of this process could not do.
+    pub(super) fn of_child(failure: Failure) -> Self {
+        Self { step: failure.step.into(), errno: failure.errno, message: failure.message }
+    }
+
     pub(super) fn into_failure(self, kind: Kind) -> Failure {
         let Self { step, errno, message } = self;
         Failure { kind: kind.into(), step: step.into_owned(), errno, message }

@@ -16,6 +16,7 @@ mod container;
 mod exec;
 mod external;
 mod failure;
+mod inside;
 mod lifecycle;
 mod note;
 mod output;

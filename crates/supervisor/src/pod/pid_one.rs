@@ -59,8 +59,7 @@ fn born_inside(user: BorrowedFd<'_>, life: impl FnOnce() -> i32) -> io::Result<P
     let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let between = spawn(&SpawnOptions::default(), || {
         let born = || {
-            nix::sched::setns(user, CloneFlags::CLONE_NEWUSER)?;
-            berth_launcher::user_namespace::become_root()?;
+            berth_launcher::user_namespace::enter(user)?;
             nix::sched::unshare(CloneFlags::CLONE_NEWPID)?;
             let options = SpawnOptions { new_mount_namespace: true, sibling: true, ..Default::default() };
             let spawned = spawn(&options, life)?;

@@ -16,6 +16,7 @@ use super::note::say;
 use super::poller::{Key, Token};
 use super::setup::{make_user_namespace, set_up};
 use super::{Pod, Setup, exec};
+use crate::USER_NAMESPACE;
 
 /// How a request goes on.
 pub(super) enum Reply {
@@ -82,6 +83,11 @@ impl Pod {
         }
         self.setup = Setup::Broken;
         let made = make_user_namespace(request).map_err(|fault| fault.into_failure(Kind::Internal))?;
+        // OCI runtimes want a path. One in /proc would do, but runc 1.5 takes /proc/PID/fd/N for /proc/PID/ns/user.
+        let target = format!("/proc/{}/fd/{}", std::process::id(), made.as_raw_fd());
+        rustix::fs::symlinkat(target, &self.dir, USER_NAMESPACE)
+            .step("name the pod's user namespace")
+            .map_err(|fault| fault.into_failure(Kind::Internal))?;
         self.user_namespace = Some(made);
         self.setup = Setup::Fresh;
         Ok(Reply::done())
@@ -143,7 +149,6 @@ impl Pod {
             containers: self.containers.values().map(|container| container.report()).collect(),
             pid1,
             set_up,
-            user_namespace: self.user_namespace.as_ref().map_or(0, AsRawFd::as_raw_fd),
         }
     }
 

@@ -11,6 +11,7 @@ use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags};
 
 use super::failure::{Fault, Step};
+use super::inside::inside;
 use super::pid_one::PidOne;
 
 /// Makes the pod's user namespace and those that belong to it, and enters the latter. This process stays the host's root,
@@ -48,7 +49,13 @@ pub(super) fn set_up(
         let step = || format!("set hostname {}", setup.hostname);
         rustix::system::sethostname(setup.hostname.as_bytes()).step(step)?;
     }
-    write_sysctls(&setup.sysctls)?;
+    match user {
+        // Those of an ipc namespace are its owner's alone, however mighty others are.
+        Some(user) if !setup.sysctls.is_empty() => {
+            inside(user.as_fd(), || write_sysctls(&setup.sysctls))?;
+        }
+        _ => write_sysctls(&setup.sysctls)?,
+    }
     if setup.shared_pid {
         let user = user.map(AsFd::as_fd);
         PidOne::start(user).step("start the pod's shared pid 1").map(Some)
