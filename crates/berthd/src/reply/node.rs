@@ -53,7 +53,7 @@ pub(crate) fn status(manager: &SandboxManager, network: &NetworkStatus) -> Statu
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: manager.has_user_namespaces(""),
-            mount_options: false,
+            mount_options: true,
         }),
     }
 }
