@@ -135,7 +135,7 @@ fn the_newest_fields_are_announced_and_obeyed() {
             container_config(&["sh", "-c", "trap 'exit 7' USR1; while :; do sleep 0.1; done"]);
         container["mounts"] = json!([{ "host_path": volume, "container_path": "/volume",
                                        "mount_options": ["noexec", "nosuid"] }]);
-        container["stop_signal"] = json!(10);
+        container["stop_signal"] = json!(29); // CRI's own number of SIGUSR1
         let (pod_file, container_file) =
             (config(node, "pod.json", &pod_config(node))?, config(node, "container.json", &container)?);
         let pod = node.crictl(&["runp", &pod_file]).await?.trim().to_owned();
@@ -143,7 +143,7 @@ fn the_newest_fields_are_announced_and_obeyed() {
         node.crictl(&["start", &id]).await?;
         let mounts = node.crictl(&["exec", "--sync", &id, "grep", " /volume ", "/proc/mounts"]).await?;
         ensure!(mounts.contains("noexec") && mounts.contains("nosuid"), "{mounts}");
-        node.crictl(&["stop", &id]).await?;
+        node.crictl(&["stop", "--timeout", "20", &id]).await?;
         let inspected = parsed(&node.crictl(&["inspect", &id]).await?)?;
         ensure!(inspected["status"]["exitCode"] == 7, "{inspected:#}");
 
