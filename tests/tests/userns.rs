@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::PathBuf,
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,7 +22,8 @@ use berth_tests::{
     on_node, on_node_with, tools, wait_until,
 };
 use k8s_cri::v1::{
-    ContainerConfig, ContainerStatsRequest, IdMapping, Mount, PodSandboxConfig, StatusRequest, UserNamespace,
+    ContainerConfig, ContainerState, ContainerStatsRequest, IdMapping, Mount, PodSandboxConfig,
+    StatusRequest, UserNamespace,
 };
 
 /// Where the pods' ids begin on the host, as kubelet gives them out.
@@ -344,6 +346,33 @@ fn a_daemon_that_comes_back_knows_the_pods_ids() {
         let options =
             pod.status().await?.linux.and_then(|linux| linux.namespaces).and_then(|found| found.options);
         ensure!(options.and_then(|options| options.userns_options) == Some(own_ids()));
+        Ok(())
+    });
+}
+
+/// Whatever was being made is whole or gone afterwards, and a retry makes it. The leak check at the end sees the rest.
+#[test]
+fn a_daemon_killed_in_the_middle_leaves_nothing_of_such_a_pod() {
+    on_node(async |node| {
+        for round in 0..8_u64 {
+            let name = format!("pod-{round}");
+            let making = async { node.run_pod(pod(node, &name)).await?.run(inside(sleeper("main"))).await };
+            // At other moments each round.
+            let kill = async {
+                tokio::time::sleep(Duration::from_millis(2 + 6 * round)).await;
+                node.kill9().await
+            };
+            let (_, killed) = futures::join!(making, kill);
+            killed?;
+            node.start().await?;
+            let again = node.run_pod(pod(node, &name)).await?;
+            let main = again.create(inside(sleeper("main"))).await?;
+            if main.status().await?.state() != ContainerState::ContainerRunning {
+                main.start().await?;
+            }
+            ensure!(main.sh("stat -c %u /bin/busybox").await? == "0\n");
+            again.remove().await?;
+        }
         Ok(())
     });
 }

@@ -41,17 +41,23 @@ pub(crate) fn check(
     groups.try_for_each(|gid| mapped("group", &user.gids, gid))
 }
 
+/// What the ids in a mount are mapped to.
+pub(crate) struct MountIds {
+    pub(crate) uids: Vec<LinuxIdMapping>,
+    pub(crate) gids: Vec<LinuxIdMapping>,
+}
+
 /// The ids of users and groups in one mount, both there or none.
 pub(crate) fn of_mount(
     field: &str,
     uids: &[IdMapping],
     gids: &[IdMapping],
-) -> Result<Option<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)>, SpecError> {
+) -> Result<Option<MountIds>, SpecError> {
     let missing =
         |name: &str| Err(SpecError::invalid(format!("{field}.{name}"), "missing beside the other one"));
     match (uids.is_empty(), gids.is_empty()) {
         (true, true) => Ok(None),
-        (false, false) => Ok(Some((oci(uids), oci(gids)))),
+        (false, false) => Ok(Some(MountIds { uids: oci(uids), gids: oci(gids) })),
         (true, false) => missing("uidMappings"),
         (false, true) => missing("gidMappings"),
     }

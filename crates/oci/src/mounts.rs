@@ -166,7 +166,7 @@ fn requested_mount(
         options.push("ridmap");
     }
     let mut bound = bind(destination, Path::new(&mount.host_path), &options);
-    if let Some((uids, gids)) = mapped {
+    if let Some(ids::MountIds { uids, gids }) = mapped {
         bound.set_uid_mappings(Some(uids)).set_gid_mappings(Some(gids));
     }
     Ok((bound, root))

@@ -18,13 +18,10 @@ const DEFAULTS: [(&str, u32, u32); 6] = [
 const DEFAULT_MODE: u32 = 0o666;
 
 pub(super) fn compile(devices: &[LinuxDevice], ids: Option<&Ids>) -> Result<Vec<DevicePlan>, CompileError> {
-    let owner = |uid, gid| {
-        Ok::<_, CompileError>((
-            host_uid(ids, "linux.devices.uid", uid)?,
-            host_gid(ids, "linux.devices.gid", gid)?,
-        ))
-    };
-    let root = owner(0, 0)?;
+    let root = (
+        host_uid(ids, "linux.devices: the default ones", 0)?,
+        host_gid(ids, "linux.devices: the default ones", 0)?,
+    );
     let mut plans: Vec<DevicePlan> = DEFAULTS
         .iter()
         .map(|(path, major, minor)| DevicePlan {
@@ -66,7 +63,9 @@ pub(super) fn compile(devices: &[LinuxDevice], ids: Option<&Ids>) -> Result<Vec<
         };
         // Some generators give the whole st_mode.
         let mode = kind | device.file_mode().unwrap_or(DEFAULT_MODE) & 0o7777;
-        let (uid, gid) = owner(device.uid().unwrap_or(0), device.gid().unwrap_or(0))?;
+        // In a user namespace as well: the owners are those of the host's nodes, which other runtimes bind there. A disk
+        // that is root's on the host must not become that of root in a pod.
+        let (uid, gid) = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
         let plan = DevicePlan { path, mode, major, minor, uid, gid };
         match plans.iter_mut().find(|known| known.path == plan.path) {
             Some(known) => *known = plan,
