@@ -1,6 +1,5 @@
 //! Overlay mounts that belong to nobody's mount table: made detached, handed over as a descriptor.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -88,8 +87,7 @@ impl Overlay<'_> {
 
     /// Covers each lower directory with an idmapped mount of itself, in the mount namespace of this thread alone.
     fn map_layers(&self, user: BorrowedFd<'_>) -> Result<(), OverlayError> {
-        let mut covered = HashSet::new();
-        for path in self.lower.iter().filter(|path| covered.insert(*path)) {
+        for path in self.lower {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let layer =
                 open_tree(rustix::fs::CWD, path, flags).map_err(OverlayError::new("copy a layer's mount"))?;
@@ -235,4 +233,78 @@ fn log(context: &OwnedFd) -> String {
             .expect("a String takes all");
     }
     said
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::MetadataExt;
+    use std::process::{Child, Command};
+
+    use rustix::fs::AtFlags;
+
+    use super::*;
+
+    /// A user namespace in which root is `FIRST` outside, for as long as its process lives.
+    struct UserNamespace(Child);
+
+    const FIRST: u32 = 300_000;
+
+    impl UserNamespace {
+        fn new() -> UserNamespace {
+            let child = Command::new("unshare").args(["--user", "sleep", "100"]).spawn().unwrap();
+            let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/user")).unwrap();
+            while namespace(&child.id().to_string()) == namespace("self") {
+                std::thread::yield_now();
+            }
+            for map in ["uid_map", "gid_map"] {
+                fs::write(format!("/proc/{}/{map}", child.id()), format!("0 {FIRST} 65536\n")).unwrap();
+            }
+            UserNamespace(child)
+        }
+
+        fn open(&self) -> OwnedFd {
+            File::open(format!("/proc/{}/ns/user", self.0.id())).unwrap().into()
+        }
+    }
+
+    impl Drop for UserNamespace {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn layers_have_other_owners_in_a_user_namespace_with_either_way_of_mounting() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two, upper, work] = ["one", "two", "upper", "work"].map(|name| dir.path().join(name));
+        for path in [&one, &two, &upper, &work] {
+            fs::create_dir(path).unwrap();
+        }
+        fs::write(one.join("file"), "").unwrap();
+        let lower = [one.clone(), two];
+        let namespace = UserNamespace::new();
+        let user = namespace.open();
+        let overlay = Overlay {
+            lower: &lower,
+            upper: Some((&upper, &work)),
+            volatile: false,
+            readonly: false,
+            user_namespace: Some(user.as_fd()),
+        };
+        let older = || {
+            in_own_namespace(|| {
+                overlay.map_layers(user.as_fd())?;
+                overlay.mount_old_here()
+            })
+        };
+        for mount in [overlay.mount().unwrap(), older().unwrap()] {
+            let stat = rustix::fs::statat(&mount, "file", AtFlags::empty()).unwrap();
+            assert_eq!((stat.st_uid, stat.st_gid), (FIRST, FIRST));
+        }
+        assert_eq!(fs::metadata(one.join("file")).unwrap().uid(), 0, "on disk it is as it was");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&*dir.path().to_string_lossy()), "{mounts}");
+    }
 }

@@ -55,7 +55,7 @@ use pid_one::PidOne;
 use poller::{EventFlags, Key, Poller, Ready, Token};
 
 use crate::crilog::StreamName;
-use crate::{CONTROL_SOCKET, wire};
+use crate::{CONTROL_SOCKET, USER_NAMESPACE, wire};
 
 /// Connections beyond this are closed at once: a daemon has one.
 const MAX_PEERS: usize = 8;
@@ -320,8 +320,11 @@ impl Pod {
         {
             say!("cannot end the pod's shared pid 1: {error}");
         }
-        if let Err(errno) = rustix::fs::unlinkat(&self.dir, CONTROL_SOCKET, AtFlags::empty()) {
-            say!("cannot remove the control socket: {errno}");
+        let user_namespace = self.user_namespace.is_some().then_some(USER_NAMESPACE);
+        for name in [CONTROL_SOCKET].into_iter().chain(user_namespace) {
+            if let Err(errno) = rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+                say!("cannot remove {name}: {errno}");
+            }
         }
     }
 }
