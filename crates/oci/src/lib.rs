@@ -9,6 +9,7 @@
 //! names it; a capability or controller that this host lacks is a warning.
 
 mod caps;
+pub mod cdi;
 mod devices;
 mod error;
 mod ids;

@@ -25,8 +25,9 @@ pub struct ContainerSpec {
 
 /// Makes the spec of a container.
 ///
-/// Every field of the result is set here or left empty on purpose; nothing is taken from oci-spec's defaults. No hooks,
-/// no rlimits but that on open files (the others are the daemon's), no sysctls (they belong to the pod's namespaces).
+/// Every field of the result is set here or left empty on purpose; nothing is taken from oci-spec's defaults. No hooks
+/// and no CDI devices ([`crate::cdi`] adds both), no rlimits but that on open files (the others are the daemon's), no
+/// sysctls (they belong to the pod's namespaces).
 ///
 /// # Errors
 /// [`SpecError::Invalid`] for a request that contradicts itself, [`SpecError::Unsupported`] for one we cannot meet,
@@ -104,9 +105,6 @@ fn open_files(OpenFiles { soft, hard }: OpenFiles) -> PosixRlimit {
 
 /// What a request may ask that nothing below looks at.
 fn refuse(input: &ContainerInput<'_>, security: &LinuxContainerSecurityContext) -> Result<(), SpecError> {
-    if !input.container.cdi_devices.is_empty() {
-        return Err(SpecError::unsupported("config.CDI_devices", "CDI is not built yet"));
-    }
     if input.container.windows.is_some() {
         return Err(SpecError::unsupported("config.windows", "this is Linux"));
     }
