@@ -154,6 +154,7 @@ fn manager_config(config: &Config, open_files: OpenFiles) -> ManagerConfig {
         cgroup_root: config.cgroup_root.clone(),
         handlers: handlers.chain(unnamed).collect::<BTreeMap<_, _>>(),
         exec_output_limit: config.limits.exec_output_bytes.get(),
+        cdi_spec_dirs: config.cdi_spec_dirs.clone(),
         external_timeout: config.limits.runtime_timeout,
         open_files,
     }

@@ -23,6 +23,7 @@ fn an_empty_file_is_all_defaults() {
     assert_eq!(config.supervisor, Path::new("/usr/lib/berth/berth-pod"), "beside berthd's own binary");
     assert_eq!(config.default_runtime_handler, "berth");
     assert_eq!(config.runtime_handlers["berth"], RuntimeHandler::Native);
+    assert_eq!(config.cdi_spec_dirs, ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from));
     assert_eq!(config.network.cni_bin_dirs, ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from));
 }
 

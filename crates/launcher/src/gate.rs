@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   create:  Setup ──Ready──► Waiting ──open()──► Opened ──end of file──► Executed
+//!              └──Held──► Held ──open()──► Setup                 (only with hooks)
 //!   exec:    Setup ──Ready────────────────────────► Opened ──end of file──► Executed
 //!            any   ──Failed, or end of file before Opened──► Failed
 //! ```
@@ -10,7 +11,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berth_cri::berth::v1::{GateFailure, GateMessage, GateReady, gate_message};
+use berth_cri::berth::v1::{GateFailure, GateHeld, GateMessage, GateReady, gate_message};
 use prost::Message;
 use rustix::io::Errno;
 use rustix::net::{
@@ -26,6 +27,8 @@ const MESSAGE_LIMIT: usize = 16 * 1024;
 /// How far the new process has come.
 #[derive(Debug)]
 pub enum Progress {
+    /// The process waits for [`Gate::open`] before it runs its hooks. Then comes `Ready`.
+    Held,
     /// Everything is set up. After `create` the process now waits for [`Gate::open`].
     Ready {
         /// The pseudoterminal's master, when the plan asks for a terminal.
@@ -44,6 +47,7 @@ enum State {
     Setup {
         waits: bool,
     },
+    Held,
     Waiting,
     Opened,
     /// It has said why it failed; the end of file that follows says no more.
@@ -109,21 +113,30 @@ impl Gate {
                 self.state = State::Failed;
                 Ok(Some(Progress::Failed(StepError { step, errno, message, exec })))
             }
+            Some(gate_message::Body::Held(GateHeld {})) => {
+                self.state = State::Held;
+                Ok(Some(Progress::Held))
+            }
             None => Err(io::Error::new(io::ErrorKind::InvalidData, "an empty message on the gate")),
         }
     }
 
-    /// Lets a created process go on to its program. Once.
+    /// Lets a held process go on to its hooks, a created one to its program. Once each.
     ///
     /// # Errors
     /// `NotConnected` when the process is not waiting (not ready yet, opened before, or failed); `BrokenPipe` when it
     /// has died meanwhile.
     pub fn open(&mut self) -> io::Result<()> {
-        if self.state != State::Waiting {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "the process does not wait at its gate"));
-        }
+        let next = match self.state {
+            State::Held => State::Setup { waits: true },
+            State::Waiting => State::Opened,
+            State::Setup { .. } | State::Opened | State::Failed => {
+                let message = "the process does not wait at its gate";
+                return Err(io::Error::new(io::ErrorKind::NotConnected, message));
+            }
+        };
         rustix::io::retry_on_intr(|| rustix::net::send(&self.socket, &[1], SendFlags::NOSIGNAL))?;
-        self.state = State::Opened;
+        self.state = next;
         Ok(())
     }
 
@@ -131,7 +144,7 @@ impl Gate {
     fn closed(&self) -> Progress {
         let step = match self.state {
             State::Opened | State::Failed => return Progress::Executed,
-            State::Setup { .. } => "setting the container up",
+            State::Setup { .. } | State::Held => "setting the container up",
             State::Waiting => "waiting to be started",
         };
         Progress::Failed(StepError::refused(step, "the process was killed"))
@@ -163,6 +176,12 @@ impl Reporter {
         rustix::io::retry_on_intr(|| {
             rustix::net::sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut ancillary, flags)
         })?;
+        Ok(())
+    }
+
+    pub(crate) fn held(&self) -> io::Result<()> {
+        let bytes = GateMessage { body: Some(gate_message::Body::Held(GateHeld {})) }.encode_to_vec();
+        rustix::io::retry_on_intr(|| rustix::io::write(&self.socket, &bytes))?;
         Ok(())
     }
 

@@ -27,7 +27,9 @@ pub mod compile;
 pub mod container;
 mod error;
 mod gate;
+pub mod hook;
 pub mod plan;
+pub mod run;
 pub mod sys;
 pub mod user_namespace;
 

@@ -1,7 +1,7 @@
 //! CreateContainer: image, snapshot, cgroup, OCI spec, a process at its exec gate; and the one way to undo all of it.
 
 use std::{
-    fs,
+    fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
@@ -29,14 +29,16 @@ use berth_oci::{
 use berth_store::Batch;
 use berth_supervisor::client::{CallError, NativeFds, Supervisor};
 use oci_spec::runtime::Spec;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::{
-    Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, devices,
+    Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, cdi, devices,
     error::cause,
+    hooks::{Hooks, Moment},
     host::{Handler, Host},
     plugins::{self, Plugins, to_cri},
     propagation,
-    sandbox::{blocking, place, remove_cgroup, remove_folder},
+    sandbox::{absent_is_fine, blocking, place, remove_cgroup, remove_folder},
     update,
     user_namespace::PodUserNamespace,
     volumes,
@@ -175,8 +177,9 @@ impl Creation {
         let namespaces = self.namespaces(self.pid_namespace(&pid).await?, user.as_ref());
         let prepared = self.spec(image, &resolved, &cgroup_path, namespaces, user.as_ref()).await?;
         self.warn(prepared.warnings);
+        let spec = cdi::inject(host, &self.config, prepared.spec).await?;
         let asked = self.container(image, Some(&resolved), ContainerState::Creating)?;
-        let answer = self.plugins().create(&asked, prepared.spec).await;
+        let answer = self.plugins().create(&asked, spec).await;
         self.told.store(plugins::may_know(&answer), Ordering::Relaxed);
         let (spec, limits, arriving) = answer?;
         self.limit(&cgroup, &spec).await?;
@@ -428,10 +431,19 @@ impl Creation {
             cgroup_dirs: cgroup.dirs().map(|dir| dir.to_string_lossy().into_owned()).collect(),
             external: None,
         };
+        let mut hooks = None;
         let fds = match host.handler(&sandbox.handler)? {
             Handler::Native => {
-                let compiled = plan(host, spec, cgroup).map_err(self.step("compile its OCI spec"))?;
+                hooks = self.hooks(spec).map_err(self.step("prepare its hooks"))?;
+                let state = hooks.as_ref().map(Hooks::state);
+                let compiled = plan(host, spec, cgroup, state).map_err(self.step("compile its OCI spec"))?;
                 self.warn(compiled.warnings.into_iter().map(|warning| warning.0));
+                let rootfs = match hooks {
+                    None => rootfs,
+                    Some(_) => {
+                        self.shown(rootfs).map_err(self.step("mount its root file system for hooks"))?
+                    }
+                };
                 Some(NativeFds { plan: compiled.plan, rootfs })
             }
             Handler::External { path } => {
@@ -448,8 +460,35 @@ impl Creation {
             }
         };
         // External runtimes look for the program before the gate; the native launcher at it.
-        let created = self.supervisor.create(request, fds).await;
-        created.map_err(Error::refused(&self.id, self.label(), "set its process up"))
+        let time = hooks.as_ref().map(Hooks::while_creating).unwrap_or_default();
+        let created = self.supervisor.create(request, fds, time).await;
+        let created = created.map_err(Error::refused(&self.id, self.label(), "set its process up"))?;
+        if let Some(hooks) = hooks.filter(|_| created.held) {
+            for moment in [Moment::Prestart, Moment::CreateRuntime] {
+                hooks.run(moment, created.pid).await.map_err(self.step("run its hooks"))?;
+            }
+            let resumed = self.supervisor.resume(self.id.as_str(), time).await;
+            resumed.map_err(Error::refused(&self.id, self.label(), "set its process up"))?;
+        }
+        Ok(created.pid)
+    }
+
+    /// The hooks of a container of the native launcher, kept for later.
+    fn hooks(&self, spec: &Spec) -> io::Result<Option<Hooks>> {
+        let dir = self.host.pod_dir(&self.pod.sandbox.id);
+        let hooks = Hooks::of(spec, self.id.as_str(), &dir.container(&self.id))?;
+        if let Some(hooks) = &hooks {
+            hooks.save(&dir.hooks(&self.id))?;
+        }
+        Ok(hooks)
+    }
+
+    /// Gives the root a path, which hooks find in the bundle, and makes another mount of it for the container.
+    fn shown(&self, rootfs: OwnedFd) -> io::Result<OwnedFd> {
+        place(&rootfs, &self.host.pod_dir(&self.pod.sandbox.id).rootfs(&self.id))?;
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        Ok(open_tree(rootfs, "", flags)?)
     }
 
     /// What this host cannot give is left out, and said.
@@ -490,9 +529,9 @@ enum SeccompProfile {
     Localhost(Vec<u8>),
 }
 
-fn plan(host: &Host, spec: &Spec, cgroup: &Cgroup) -> Result<Compiled, PlanError> {
+fn plan(host: &Host, spec: &Spec, cgroup: &Cgroup, hook_state: Option<&str>) -> Result<Compiled, PlanError> {
     let filter = seccomp_filter(host, spec)?;
-    Ok(compile::compile(spec, host.compile_input(cgroup, filter.as_ref()))?)
+    Ok(compile::compile(spec, host.compile_input(cgroup, filter.as_ref(), hook_state))?)
 }
 
 /// The compiled filter of a spec's seccomp profile.
@@ -536,6 +575,19 @@ pub(crate) async fn end_processes(
     remove_cgroup(host, &path, label).await
 }
 
+/// The poststop hooks, once. What they cannot do keeps nobody from removing the container (runtime.md, "Lifecycle").
+async fn run_last_hooks(path: &Path, label: &str) {
+    let loaded = Hooks::load(path);
+    if let Ok(Some(hooks)) = &loaded
+        && let Err(err) = hooks.run(Moment::Poststop, 0).await
+    {
+        tracing::warn!(container = label, error = cause(&err), "a poststop hook failed");
+    }
+    if let Err(err) = loaded.and_then(|_| absent_is_fine(fs::remove_file(path))) {
+        tracing::warn!(container = label, error = cause(&err), "cannot read or remove its hooks");
+    }
+}
+
 /// Removes everything of a container, its record last. Each step may have been done before.
 pub(crate) async fn discard(
     host: &Host,
@@ -545,6 +597,7 @@ pub(crate) async fn discard(
 ) -> Result<(), Error> {
     let label = id.label();
     end_processes(host, sandbox, id, supervisor).await?;
+    run_last_hooks(&host.pod_dir(&sandbox.id).hooks(id), &label).await;
     let dir = host.pod_dir(&sandbox.id).container(id);
     blocking(move || remove_folder(&dir)).await.map_err(Error::step(&label, "remove its folder"))?;
     host.images.remove_snapshot(id.as_str()).await.map_err(Error::step(&label, "remove its snapshot"))?;

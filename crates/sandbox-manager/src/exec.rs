@@ -169,7 +169,7 @@ pub(crate) async fn plan(
             let compiled = || -> Result<Vec<u8>, PlanError> {
                 let filter = seccomp_filter(host, &spec)?;
                 let cgroup = host.cgroups.at(&container.cgroup_path(&sandbox.cgroup_parent))?;
-                let input = host.compile_input(&cgroup, filter.as_ref());
+                let input = host.compile_input(&cgroup, filter.as_ref(), None);
                 // What is left out was said when the container was created.
                 Ok(compile::compile_exec(&process, &spec, input)?.plan)
             };

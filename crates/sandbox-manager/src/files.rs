@@ -59,6 +59,11 @@ impl PodDir {
         self.container(id).join("config.json")
     }
 
+    /// The hooks of a container that has any.
+    pub(crate) fn hooks(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).join("hooks.json")
+    }
+
     /// Mount point of a container's root file system, for OCI runtimes that want a path.
     pub(crate) fn rootfs(&self, id: &ContainerId) -> PathBuf {
         self.container(id).join("rootfs")

@@ -51,6 +51,8 @@ pub struct ManagerConfig {
     pub handlers: BTreeMap<String, Handler>,
     /// Most bytes that ExecSync keeps of each of stdout and stderr.
     pub exec_output_limit: usize,
+    /// Folders with CDI spec files; a later one wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// For each run of an external OCI runtime.
     pub external_timeout: Duration,
     /// Limit on open files of containers.
@@ -153,10 +155,12 @@ impl Host {
         &self,
         cgroup: &'a Cgroup,
         filter: Option<&'a Arc<seccomp::Filter>>,
+        hook_state: Option<&'a str>,
     ) -> CompileInput<'a> {
         CompileInput {
             cgroup,
             seccomp_bpf: filter.map(|filter| filter.program.as_slice()),
+            hook_state,
             host_caps: self.capabilities,
         }
     }

@@ -15,6 +15,7 @@
 //! [`create::discard`]): a failed creation, a stop, a removal and the sweep after a crash all end the same way.
 
 mod admit;
+mod cdi;
 mod container;
 mod create;
 mod devices;
@@ -22,6 +23,7 @@ mod error;
 mod events;
 mod exec;
 mod files;
+mod hooks;
 mod host;
 mod id;
 mod kind;

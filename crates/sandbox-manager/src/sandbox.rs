@@ -501,7 +501,7 @@ fn unescape(field: &str) -> String {
     ESCAPES.iter().fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

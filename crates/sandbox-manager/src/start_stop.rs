@@ -13,7 +13,11 @@ use rustix::process::Signal;
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    Container, ContainerId, ContainerState, Error, PodView, UnixNanos, host::Host, sandbox::blocking,
+    Container, ContainerId, ContainerState, Error, PodView, UnixNanos,
+    error::cause,
+    hooks::{Hooks, Moment},
+    host::Host,
+    sandbox::blocking,
 };
 
 /// How long the kernel may take to end processes after SIGKILL before we say that it cannot. A process that hangs in a
@@ -24,10 +28,26 @@ const AFTER_SIGKILL: Duration = Duration::from_secs(10);
 const LEARN: Duration = Duration::from_secs(5);
 const LISTEN: Duration = Duration::from_millis(20);
 
-/// Opens the exec gate; returns when the program was executed.
-pub(crate) async fn start(supervisor: &Supervisor, container: &Container) -> Result<UnixNanos, Error> {
+/// Opens the exec gate; returns when the program was executed, and its poststart hooks have been run.
+pub(crate) async fn start(
+    host: &Host,
+    supervisor: &Supervisor,
+    container: &Container,
+) -> Result<UnixNanos, Error> {
     let id = &container.id;
-    supervisor.start(id.as_str()).await.map_err(Error::refused(id, id.label(), "start it"))
+    let path = host.pod_dir(&container.sandbox_id).hooks(id);
+    let hooks = blocking(move || Hooks::load(&path)).await;
+    let hooks = hooks.map_err(Error::step(id.label(), "read its hooks"))?;
+    let time = hooks.as_ref().map(Hooks::while_starting).unwrap_or_default();
+    let started = supervisor.start(id.as_str(), time).await;
+    let started = started.map_err(Error::refused(id, id.label(), "start it"))?;
+    if let (Some(hooks), ContainerState::Created { pid }) = (hooks, &container.state)
+        && let Err(err) = hooks.run(Moment::Poststart, *pid).await
+    {
+        // It runs by now; the lifecycle of OCI 1.0 goes on as if they had worked.
+        tracing::warn!(container = id.short(), error = cause(&err), "a poststart hook failed");
+    }
+    Ok(started)
 }
 
 /// Ends a container: its stop signal, then SIGKILL to every process of it at the deadline. Returns when the exit is in

@@ -24,7 +24,7 @@ async fn a_container_runs_logs_and_exits() {
     let container = pod.create("c1", &["sh", "-c", "hostname; echo err >&2; printf partial; exit 7"]).await;
     assert!(is_alive(container.pid));
     assert!(pod.log("c1").exists(), "the log is there before create is answered");
-    let started = pod.supervisor.start("c1").await.unwrap();
+    let started = pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
     let exited = pod.exit_of("c1").await;
     assert_eq!((exited.exit_code, exited.signal, exited.oom_killed), (7, 0, false));
     assert_eq!(exited.started_at, started);
@@ -55,7 +55,7 @@ async fn all_output_is_in_the_log_when_the_exit_is_told() {
 async fn a_missing_program_is_an_exec_failure_of_start() {
     let mut pod = TestPod::new().await;
     pod.create("c1", &["/bin/nope"]).await;
-    let failure = failure(pod.supervisor.start("c1").await.unwrap_err());
+    let failure = failure(pod.supervisor.start("c1", Duration::ZERO).await.unwrap_err());
     assert_eq!(failure.kind(), Kind::Exec, "{failure:?}");
     assert_eq!(failure.errno, libc::ENOENT);
     assert!(format!("{failure:?}").contains("/bin/nope"));
@@ -96,8 +96,11 @@ async fn a_created_container_can_be_deleted_and_a_running_one_cannot() {
     pod.run("c2", &["sleep", "1000"]).await;
     assert_eq!(failure(pod.supervisor.delete("c2").await.unwrap_err()).kind(), Kind::WrongState);
     assert_eq!(failure(pod.supervisor.shutdown().await.unwrap_err()).kind(), Kind::WrongState);
-    assert_eq!(failure(pod.supervisor.start("c2").await.unwrap_err()).kind(), Kind::WrongState);
-    assert_eq!(failure(pod.supervisor.start("c3").await.unwrap_err()).kind(), Kind::NotFound);
+    assert_eq!(
+        failure(pod.supervisor.start("c2", Duration::ZERO).await.unwrap_err()).kind(),
+        Kind::WrongState
+    );
+    assert_eq!(failure(pod.supervisor.start("c3", Duration::ZERO).await.unwrap_err()).kind(), Kind::NotFound);
     pod.finish().await;
 }
 
@@ -113,7 +116,7 @@ async fn many_containers_at_once() {
         .iter()
         .map(|id| {
             let (supervisor, id) = (pod.supervisor.clone(), id.clone());
-            tokio::spawn(async move { supervisor.start(&id).await })
+            tokio::spawn(async move { supervisor.start(&id, Duration::ZERO).await })
         })
         .collect();
     for start in starts {
@@ -164,8 +167,8 @@ async fn what_a_container_leaves_in_a_shared_pid_namespace_is_killed_with_it() {
     let first =
         pod.create_with("c1", &["sh", "-c", "cat /proc/1/comm; sleep 1000 & exit 0"], share).await.unwrap();
     pod.create_with("c2", &["sleep", "1000"], share).await.unwrap();
-    pod.supervisor.start("c1").await.unwrap();
-    pod.supervisor.start("c2").await.unwrap();
+    pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
+    pod.supervisor.start("c2", Duration::ZERO).await.unwrap();
     soon("the exit", pod.exit_of("c1")).await;
     assert_eq!(pod.output("c1").0, "berth-pause\n");
     let cgroup = first.cgroup.clone();
@@ -185,7 +188,7 @@ async fn a_container_enters_anothers_pid_namespace() {
             serde_json::json!([{ "type": "pid", "path": "/proc/1/ns/pid" }, { "type": "mount" }]);
     };
     pod.create_with("debug", &["cat", "/proc/1/cmdline"], join).await.unwrap();
-    pod.supervisor.start("debug").await.unwrap();
+    pod.supervisor.start("debug", Duration::ZERO).await.unwrap();
     pod.exit_of("debug").await;
     assert_eq!(pod.output("debug").0, "sleep\u{0}1000\u{0}");
     pod.finish().await;
@@ -200,7 +203,7 @@ async fn orphans_are_reaped() {
     };
     let script = "for i in 1 2 3 4 5; do (sleep 0.0$i & ); done; sleep 1000";
     pod.create_with("c1", &["sh", "-c", script], host).await.unwrap();
-    pod.supervisor.start("c1").await.unwrap();
+    pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
     let pid = pod.supervisor.pid();
     let children = move || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     until("only the shell and its sleep are left", || children().split_whitespace().count() == 1).await;
@@ -217,7 +220,7 @@ async fn a_terminals_output_is_stdout_with_its_carriage_returns() {
     pod.create_with("c1", &["sh", "-c", "tty >/dev/null && echo out; echo err >&2; seq 2000"], tty)
         .await
         .unwrap();
-    pod.supervisor.start("c1").await.unwrap();
+    pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
     pod.exit_of("c1").await;
     let numbers: String = (1..=2000).map(|number| format!("{number}\r\n")).collect();
     assert_eq!(pod.output("c1"), (format!("out\r\nerr\r\n{numbers}"), String::new()));
@@ -228,7 +231,7 @@ async fn a_terminals_output_is_stdout_with_its_carriage_returns() {
 async fn stdin_stays_open_when_asked_for() {
     let mut pod = TestPod::new().await;
     pod.create_with("c1", &["sh", "-c", "cat; echo end"], |request, _| request.stdin = true).await.unwrap();
-    pod.supervisor.start("c1").await.unwrap();
+    pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
     pod.run("c2", &["sh", "-c", "cat; echo end"]).await;
     pod.exit_of("c2").await;
     assert_eq!(pod.output("c2").0, "end\n", "/dev/null is at its end at once");
@@ -288,7 +291,7 @@ async fn memory_kills_are_recognised() {
     let container = pod.create("c1", &["sh", "-c", "head -c 100000000 /dev/zero | tail"]).await;
     let resources = berth_launcher::cgroup::Resources { memory_limit: Some(16 << 20), ..Default::default() };
     container.cgroup.apply(&resources).unwrap();
-    pod.supervisor.start("c1").await.unwrap();
+    pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
     let exited = pod.exit_of("c1").await;
     assert!(exited.oom_killed, "{exited:?}");
     pod.finish().await;
@@ -317,7 +320,7 @@ async fn a_lost_connection_changes_nothing_and_a_new_one_learns_all() {
     assert_eq!(states, [("long", State::Running), ("short", State::Exited), ("created", State::Created)]);
     assert!(state.set_up);
     assert_eq!(pod.output("short").0, "late\n");
-    pod.supervisor.start("created").await.unwrap();
+    pod.supervisor.start("created", Duration::ZERO).await.unwrap();
     assert_eq!(pod.exit_of("created").await.exit_code, 0);
     pod.finish().await;
 }

@@ -6,6 +6,7 @@ mod common;
 use common::*;
 
 use std::io::Read;
+use std::time::Duration;
 
 use berth_cri::berth::v1::PodSetup;
 use berth_cri::berth::v1::failure::Kind;
@@ -125,7 +126,7 @@ async fn an_exec_in_a_shared_pid_namespace_sees_the_pod() {
             serde_json::json!([{ "type": "pid", "path": "/proc/1/ns/pid" }, { "type": "mount" }]);
     };
     let container = pod.create_with("c1", &["sleep", "1000"], share).await.unwrap();
-    pod.supervisor.start("c1").await.unwrap();
+    pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
     let (stdio, output) = pipes();
     let exec = pod.exec(&container, "e1", &["cat", "/proc/1/comm"], stdio).await.unwrap();
     assert_eq!(soon("its end", exec.exit).await.unwrap().exit_code, 0);

@@ -27,7 +27,7 @@ async fn a_container_runs_logs_and_exits() {
             Some(pod.supervisor.pid().to_string()),
             "it fell to its supervisor"
         );
-        pod.supervisor.start("c1").await.unwrap();
+        pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
         let exited = pod.exit_of("c1").await;
         assert_eq!((exited.exit_code, exited.signal), (7, 0), "{runtime}");
         assert!(exited.started_at > 0);
@@ -44,7 +44,7 @@ async fn a_very_short_container_has_its_real_status() {
         for round in 0..5 {
             let id = format!("c{round}");
             pod.create_external(runtime, &id, &["sh", "-c", "exit 42"], false).await.unwrap();
-            pod.supervisor.start(&id).await.unwrap();
+            pod.supervisor.start(&id, Duration::ZERO).await.unwrap();
             assert_eq!(pod.exit_of(&id).await.exit_code, 42, "{runtime}");
         }
         pod.finish().await;
@@ -71,7 +71,7 @@ async fn execs_signals_and_deletion() {
     for runtime in RUNTIMES {
         let mut pod = TestPod::new().await;
         let container = pod.create_external(runtime, "c1", &["sleep", "1000"], false).await.unwrap();
-        pod.supervisor.start("c1").await.unwrap();
+        pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
         let process = |args: &[&str]| serde_json::to_vec(&exec_process(&container, args, false)).unwrap();
         let (stdio, output) = pipes();
         let plan = process(&["sh", "-c", "cat /proc/1/cmdline; echo err >&2; exit 5"]);
@@ -105,7 +105,7 @@ async fn a_terminal_comes_by_the_console_socket() {
         let mut pod = TestPod::new().await;
         let container =
             pod.create_external(runtime, "c1", &["sh", "-c", "tty; sleep 1000"], true).await.unwrap();
-        pod.supervisor.start("c1").await.unwrap();
+        pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
         let log = pod.log("c1");
         until("the first line", || fs::read_to_string(&log).unwrap().ends_with("stdout F /dev/pts/0\r\n"))
             .await;
@@ -142,7 +142,7 @@ async fn a_runtime_that_hangs_is_killed_and_the_others_go_on() {
     });
     let begun = Instant::now();
     let supervisor = pod.supervisor.clone();
-    let creating = tokio::spawn(async move { supervisor.create(request, None).await });
+    let creating = tokio::spawn(async move { supervisor.create(request, None, Duration::ZERO).await });
     until("it is under way", || begun_file.exists()).await;
     assert_eq!(pod.supervisor.state().await.unwrap().containers[0].state(), State::Running);
     let failure = failure(soon("the time-out", creating).await.unwrap().unwrap_err());

@@ -67,6 +67,7 @@ fn top(section: &mut Section<'_>, flags: &Flags, binary: &Path, faults: &mut Fau
         socket,
         log: log(section, flags, faults),
         registry_config_dir: path_or(section, "registry_config_dir", "/etc/berth/certs.d", faults),
+        cdi_spec_dirs: paths_or(section, "cdi_spec_dirs", ["/etc/cdi", "/var/run/cdi"], faults),
         cgroup_root: section
             .string("cgroup_root", faults)
             .and_then(|given| given.check(faults, values::cgroup_path))
@@ -154,14 +155,7 @@ fn handler(
 fn network(mut section: Section<'_>, faults: &mut Faults<'_>) -> Network {
     let network = Network {
         cni_conf_dir: path_or(&mut section, "cni_conf_dir", "/etc/cni/net.d", faults),
-        cni_bin_dirs: section
-            .strings("cni_bin_dirs", faults)
-            .and_then(|given| {
-                given.check(faults, |dirs| {
-                    dirs.into_iter().map(values::absolute).collect::<Result<Vec<_>, _>>()
-                })
-            })
-            .unwrap_or_else(|| ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).into()),
+        cni_bin_dirs: paths_or(&mut section, "cni_bin_dirs", ["/opt/cni/bin", "/usr/lib/cni"], faults),
         bridge: section
             .string("bridge", faults)
             .and_then(|given| given.check(faults, values::interface))
@@ -290,6 +284,20 @@ fn optional_path(
 
 fn path_or(section: &mut Section<'_>, key: &'static str, default: &str, faults: &mut Faults<'_>) -> PathBuf {
     path(section, key, faults).map_or_else(|| default.into(), |(_, path)| path)
+}
+
+fn paths_or(
+    section: &mut Section<'_>,
+    key: &'static str,
+    default: [&str; 2],
+    faults: &mut Faults<'_>,
+) -> Vec<PathBuf> {
+    section
+        .strings(key, faults)
+        .and_then(|given| {
+            given.check(faults, |dirs| dirs.into_iter().map(values::absolute).collect::<Result<Vec<_>, _>>())
+        })
+        .unwrap_or_else(|| default.map(PathBuf::from).into())
 }
 
 fn count_or(

@@ -39,6 +39,9 @@ pub struct Config {
     /// `registry_config_dir`: a folder per registry host with a `hosts.toml` (mirrors, CAs) in containerd's format.
     /// Default `/etc/berth/certs.d`; may be absent.
     pub registry_config_dir: PathBuf,
+    /// `cdi_spec_dirs`: folders with CDI spec files, which describe devices; a later one wins. Read whenever a container
+    /// asks for a device. Default `/etc/cdi`, `/var/run/cdi`.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// `cgroup_root`: cgroup, below each hierarchy's root, of pods whose caller names no parent. Default `/berth`.
     pub cgroup_root: String,
     /// `cgroup_driver`: who makes cgroups, told to kubelet. Default (and only) `cgroupfs`.

@@ -53,6 +53,11 @@ impl Config {
             path(&self.registry_config_dir),
         );
         page.key(
+            "Folders with CDI spec files, which describe devices; a later one wins.",
+            "cdi_spec_dirs",
+            paths(&self.cdi_spec_dirs),
+        );
+        page.key(
             "Cgroup of pods whose caller names no parent, below each hierarchy's root.",
             "cgroup_root",
             &*self.cgroup_root,
@@ -97,7 +102,7 @@ impl Network {
             "cni_conf_dir",
             path(&self.cni_conf_dir),
         );
-        let dirs: Vec<_> = self.cni_bin_dirs.iter().map(|dir| path(dir)).collect();
+        let dirs = paths(&self.cni_bin_dirs);
         page.key("Where CNI plugins are looked for, in this order.", "cni_bin_dirs", dirs);
         page.key("The built-in bridge's interface.", "bridge", &*self.bridge);
         page.key(
@@ -252,6 +257,10 @@ impl Page {
 /// TOML is Unicode, and so were the file and the flags that the path came from.
 fn path(path: &std::path::Path) -> String {
     path.display().to_string()
+}
+
+fn paths(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|one| path(one)).collect()
 }
 
 fn number(number: usize) -> i64 {

@@ -70,7 +70,10 @@ pub(crate) fn status_info(config: &Config, network: &NetworkStatus, nri: Option<
         }),
     };
     Info::from([
-        topic("config", &json!({ "rootDir": config.root, "stateDir": config.state })),
+        topic(
+            "config",
+            &json!({ "rootDir": config.root, "stateDir": config.state, "cdiSpecDirs": config.cdi_spec_dirs }),
+        ),
         topic("network", &network),
         topic("nri", &nri_info(config, nri)),
     ])

@@ -5,6 +5,7 @@
 
 mod credentials;
 mod devices;
+mod hooks;
 mod host;
 mod mounts;
 mod program;
@@ -60,7 +61,8 @@ pub(crate) fn first_process(
         if let Some(user) = &user {
             user.own_what_is_made()?;
         }
-        let root = Root::attach(rootfs)?;
+        // Path lookups of this process begin below what is mounted on `/`: hooks still find the host's files.
+        let root = Root::attach(rootfs, plan.hooks.as_ref().map_or("/", |hooks| &hooks.root_path))?;
         mounts::mount_all(&root, &plan.mounts, sources, user.as_ref())?;
         if plan.populate_dev {
             devices::populate(&root, &plan.devices, user.as_ref())?;
@@ -83,6 +85,9 @@ pub(crate) fn first_process(
         if plan.new_cgroup_namespace {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).step("new cgroup namespace")?;
         }
+        if let Some(hooks) = &plan.hooks {
+            hooks::before_pivot(hooks, reporter)?;
+        }
         root.pivot(plan.root_propagation)?;
 
         let master = terminal.map(terminal::Terminal::take_over).transpose()?;
@@ -100,7 +105,8 @@ pub(crate) fn first_process(
             // Nobody is left who could open the gate or hear about it.
             sys::exit_now(FAILED);
         }
-        Err(program.execute())
+        let hooks = plan.hooks.as_ref();
+        Err(program.execute(|| hooks.map_or(Ok(()), hooks::before_program)))
     })
 }
 
@@ -149,7 +155,7 @@ pub(crate) fn further_process(
         drop(container);
         reporter.ready(master.as_ref().map(AsFd::as_fd), warnings).step("report readiness")?;
         drop(master);
-        Err(program.execute())
+        Err(program.execute(|| Ok(())))
     })
 }
 

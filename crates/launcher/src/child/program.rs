@@ -81,9 +81,10 @@ impl<'a> Program<'a> {
         Ok(())
     }
 
-    /// Becomes the program. Returns only when that failed.
-    pub(super) fn execute(self) -> StepError {
-        match self.confine() {
+    /// Becomes the program, after `last` has been done as the program's user and as confined as it. Returns only when
+    /// something failed.
+    pub(super) fn execute(self, last: impl FnOnce() -> Result<(), StepError>) -> StepError {
+        match self.confine().and_then(|path| last().map(|()| path)) {
             Err(error) => error,
             Ok(path) => {
                 let Err(error) = nix::unistd::execve(&path, &self.arguments, &self.environment);

@@ -64,13 +64,14 @@ pub(super) struct Root {
 }
 
 impl Root {
-    /// Mounts `rootfs` on top of `/`. From here on nothing that happens in this namespace reaches the host's.
-    pub(super) fn attach(rootfs: OwnedFd) -> Result<Root, StepError> {
+    /// Mounts `rootfs` on top of `/`, or at the path where hooks will look for it. From here on nothing that happens in
+    /// this namespace reaches the host's.
+    pub(super) fn attach(rootfs: OwnedFd, at: &str) -> Result<Root, StepError> {
         // A mount on a shared mount appears wherever that is shared with, so the old tree is cut off first.
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         rustix::mount::mount_change(c"/", private).step("make the old root private")?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        rustix::mount::move_mount(&rootfs, c"", CWD, c"/", flags).step("mount the root")?;
+        rustix::mount::move_mount(&rootfs, c"", CWD, at, flags).step("mount the root")?;
         let private =
             MountAttributes { propagation: libc::MS_PRIVATE, recursive: true, ..MountAttributes::default() };
         sys::mount_setattr(&rootfs, private).step("make the root private")?;

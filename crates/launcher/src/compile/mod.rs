@@ -11,6 +11,7 @@
 
 mod capabilities;
 mod devices;
+mod hooks;
 mod ids;
 mod mounts;
 mod namespaces;
@@ -26,6 +27,7 @@ use ids::Ids;
 
 pub use crate::cgroup::Warning;
 pub use capabilities::CapSet;
+pub use hooks::hooks;
 
 /// Why there is no plan for this spec.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +59,8 @@ pub struct CompileInput<'a> {
     /// The spec's seccomp profile as a program (`struct sock_filter`s in this machine's byte order). Required
     /// exactly when the spec has a profile.
     pub seccomp_bpf: Option<&'a [u8]>,
+    /// What hooks are told of the container ([`crate::hook::run_all`]). Required exactly when the spec has hooks.
+    pub hook_state: Option<&'a str>,
     /// What the daemon may give away: [`CapSet::of_this_process`].
     pub host_caps: CapSet,
 }
@@ -101,6 +105,7 @@ pub fn compile(spec: &Spec, input: CompileInput<'_>) -> Result<Compiled, Compile
         readonly_paths: absolute("linux.readonlyPaths", linux.readonly_paths())?,
         sysctls: sysctls(linux)?,
         user_namespace: ids.as_ref().map(Ids::root).transpose()?,
+        hooks: hooks::compile(spec, input.hook_state)?,
     };
     let header = PlanHeader { unified_cgroup: unified_cgroup(input.cgroup), pid_mode: namespaces.pid.into() };
     Ok(Compiled { plan: plan::encode(&header, &launch), warnings })
@@ -152,19 +157,7 @@ fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), CompileError> {
     fn some<T>(list: &Option<Vec<T>>) -> bool {
         list.as_ref().is_some_and(|list| !list.is_empty())
     }
-    let hooks = spec.hooks().as_ref();
-    let has_hooks = hooks.is_some_and(|hooks| {
-        #[allow(deprecated)]
-        let prestart = some(hooks.prestart());
-        prestart
-            || some(hooks.create_runtime())
-            || some(hooks.create_container())
-            || some(hooks.start_container())
-            || some(hooks.poststart())
-            || some(hooks.poststop())
-    });
     let fields = [
-        ("hooks", has_hooks),
         ("domainname", spec.domainname().as_ref().is_some_and(|name| !name.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),

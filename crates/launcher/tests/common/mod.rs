@@ -193,7 +193,12 @@ pub fn parse(spec: &Value) -> Spec {
 }
 
 pub fn input(cgroup: &Cgroup) -> CompileInput<'_> {
-    CompileInput { cgroup, seccomp_bpf: None, host_caps: CapSet::of_this_process().unwrap() }
+    CompileInput {
+        cgroup,
+        seccomp_bpf: None,
+        hook_state: None,
+        host_caps: CapSet::of_this_process().unwrap(),
+    }
 }
 
 /// A file in memory with these bytes.
@@ -269,7 +274,7 @@ impl Running {
         match next(&mut self.launched.gate) {
             Progress::Ready { warnings, .. } => Ok(warnings),
             Progress::Failed(error) => Err(error),
-            Progress::Executed => panic!("executed before it was ready"),
+            Progress::Held | Progress::Executed => panic!("held, or executed before it was ready"),
         }
     }
 
@@ -277,7 +282,7 @@ impl Running {
         match next(&mut self.launched.gate) {
             Progress::Executed => Ok(()),
             Progress::Failed(error) => Err(error),
-            Progress::Ready { .. } => panic!("ready twice"),
+            Progress::Held | Progress::Ready { .. } => panic!("ready twice"),
         }
     }
 

@@ -10,11 +10,12 @@ use berth_nri::{
     Arriving, Container as PluginContainer, ContainerAdjustment, ContainerState as PluginState, Event,
     Leaving, LinuxResources, Nri, PodSandbox, Refused,
 };
+use berth_oci::cdi::DeviceName;
 use berth_supervisor::client::Supervisor;
 use oci_spec::runtime::Spec;
 
 pub(crate) use self::view::to_cri;
-use crate::{Container, ContainerState, Error, Sandbox, error::cause, host::Host};
+use crate::{Container, ContainerState, Error, Sandbox, cdi, error::cause, host::Host};
 
 /// One pod, for its plugins.
 #[derive(Clone, Copy, Debug)]
@@ -102,23 +103,20 @@ impl<'a> Plugins<'a> {
         let answer = nri.create_container(&self.pod(), asked).await;
         let (wanted, arriving) = answer.map_err(self.refused(container.id.label()))?;
         let resources = wanted.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
-        let spec = self.adjusted(spec, wanted)?;
+        let spec = self.adjusted(spec, wanted).await?;
         Ok((spec, resources, Some(arriving)))
     }
 
-    fn adjusted(&self, mut spec: Spec, wanted: ContainerAdjustment) -> Result<Spec, Error> {
+    async fn adjusted(&self, mut spec: Spec, wanted: ContainerAdjustment) -> Result<Spec, Error> {
         if wanted == ContainerAdjustment::default() {
             return Ok(spec);
         }
-        if let Some(device) = wanted.cdi_devices.first() {
-            return Err(Error::Unsupported(format!(
-                "CDI device {}, which an NRI plugin wants,",
-                device.name
-            )));
-        }
+        let invalid = |why: String| Error::Invalid { field: "adjustment", why };
+        let devices = wanted.cdi_devices.iter().map(|device| device.name.parse::<DeviceName>());
+        let devices: Vec<_> = devices.collect::<Result<_, _>>().map_err(|error| invalid(error.to_string()))?;
         berth_nri::oci::adjust(&mut spec, wanted, self.host.facts.swap)
-            .map_err(|error| Error::Invalid { field: "adjustment", why: error.to_string() })?;
-        Ok(spec)
+            .map_err(|error| invalid(error.to_string()))?;
+        cdi::add(self.host, devices, spec).await
     }
 
     /// It waits to be started.

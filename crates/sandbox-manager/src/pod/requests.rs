@@ -124,7 +124,7 @@ impl Pod {
                     let plugins = Plugins::of(&host, &sandbox, Some(&supervisor));
                     let started = async {
                         plugins.start(&container).await?;
-                        let started_at = start_stop::start(&supervisor, &container).await?;
+                        let started_at = start_stop::start(&host, &supervisor, &container).await?;
                         plugins.started(&container, started_at).await;
                         Ok(started_at)
                     };

@@ -24,8 +24,8 @@ use berth_cri::berth::v1::supervisor_reply::Result as Answer;
 use berth_cri::berth::v1::supervisor_request::Call;
 use berth_cri::berth::v1::{
     AttachContainer, CloseStdin, ContainerExited, CreateProcess, DeleteContainer, ExecExited, ExecProcess,
-    GetState, KillExec, MakeUserNamespace, PodSetup, PodState, ReopenLog, Shutdown, SignalContainer,
-    StartProcess,
+    GetState, KillExec, MakeUserNamespace, PodSetup, PodState, ProcessCreated, ReopenLog, ResumeProcess,
+    Shutdown, SignalContainer, StartProcess,
 };
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::sync::{mpsc, oneshot};
@@ -154,19 +154,25 @@ impl Supervisor {
     ///
     /// # Arguments
     /// * `fds`: for the native launcher; `None` with `request.external`.
+    /// * `hooks`: how long its own hooks may take.
     ///
     /// # Returns
-    /// The pid of its first process.
+    /// The pid of its first process, and whether that is held before its hooks ([`Supervisor::resume`]).
     ///
     /// # Errors
     /// [`CallError::Failed`] when it could not be made: nothing of it is left then. After a timeout, or when this
     /// future is dropped, it may come into being nevertheless: [`Supervisor::delete`].
-    pub async fn create(&self, request: CreateProcess, fds: Option<NativeFds>) -> Result<i32, CallError> {
+    pub async fn create(
+        &self,
+        request: CreateProcess,
+        fds: Option<NativeFds>,
+        hooks: Duration,
+    ) -> Result<ProcessCreated, CallError> {
         const STEP: &str = "create the container";
         let after = match &request.external {
             // A failed create is followed by a delete.
             Some(external) => Duration::from_secs(u64::from(external.timeout_seconds) * 2) + MARGIN,
-            None => LAUNCH,
+            None => LAUNCH + hooks,
         };
         let call = Call::Create(request);
         let answer = match fds {
@@ -177,22 +183,35 @@ impl Supervisor {
             None => self.0.call(STEP, after, call, &[]).await?,
         };
         match answer.result {
-            Answer::Created(created) => Ok(created.pid),
+            Answer::Created(created) => Ok(created),
             other => Err(CallError::unexpected(STEP, &other)),
         }
     }
 
-    /// Lets a created container run its program.
+    /// Lets a held process go on to its hooks, which may take so long, and to its exec gate.
+    ///
+    /// # Errors
+    /// As [`Supervisor::create`].
+    pub async fn resume(&self, container_id: &str, hooks: Duration) -> Result<(), CallError> {
+        const STEP: &str = "create the container";
+        let call = Call::Resume(ResumeProcess { container_id: container_id.to_owned() });
+        match self.0.call(STEP, LAUNCH + hooks, call, &[]).await?.result {
+            Answer::Created(_) => Ok(()),
+            other => Err(CallError::unexpected(STEP, &other)),
+        }
+    }
+
+    /// Lets a created container run its program, after its hooks, which may take so long.
     ///
     /// # Returns
     /// When it began, in nanoseconds since the epoch.
     ///
     /// # Errors
     /// [`CallError::Failed`] of kind `EXEC` when the program could not be executed; the container has exited then.
-    pub async fn start(&self, container_id: &str) -> Result<i64, CallError> {
+    pub async fn start(&self, container_id: &str, hooks: Duration) -> Result<i64, CallError> {
         const STEP: &str = "start the container";
         let call = Call::Start(StartProcess { container_id: container_id.to_owned() });
-        match self.0.call(STEP, LAUNCH + MARGIN, call, &[]).await?.result {
+        match self.0.call(STEP, LAUNCH + MARGIN + hooks, call, &[]).await?.result {
             Answer::Started(started) => Ok(started.started_at),
             other => Err(CallError::unexpected(STEP, &other)),
         }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Creating ──ready──► Created ──start──► Starting ──executed──► Running ──┐
+//!      ├──held──► Held ──resume──► Creating          (hooks of the daemon's) │
 //!      │                   └──────────────────┴─────(killed, failed)────────┴──► Exited
 //!      └──failed──► gone                                                            └──delete──► gone
 //! ```
@@ -43,6 +44,8 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) enum Phase {
     Creating(Pending),
+    /// Before its hooks.
+    Held,
     Created,
     Starting(Pending),
     /// Since when, in nanoseconds since the epoch.
@@ -81,7 +84,7 @@ pub(super) struct Container {
 impl Container {
     pub(super) fn state(&self) -> State {
         match self.phase {
-            Phase::Creating(_) | Phase::Created | Phase::Starting(_) => State::Created,
+            Phase::Creating(_) | Phase::Held | Phase::Created | Phase::Starting(_) => State::Created,
             Phase::Running(_) => State::Running,
             Phase::Exited(_) => State::Exited,
         }
@@ -91,7 +94,7 @@ impl Container {
         let (started_at, exit) = match &self.phase {
             Phase::Running(since) => (*since, None),
             Phase::Exited(exited) => (exited.started_at, Some(exited.clone())),
-            Phase::Creating(_) | Phase::Created | Phase::Starting(_) => (0, None),
+            Phase::Creating(_) | Phase::Held | Phase::Created | Phase::Starting(_) => (0, None),
         };
         ContainerReport {
             container_id: self.id.clone(),

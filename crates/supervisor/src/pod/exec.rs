@@ -130,6 +130,8 @@ impl Pod {
                         say!("exec {}: {warning}", exec.id);
                     }
                 }
+                // Only first processes have hooks.
+                Ok(Some(Progress::Held)) => {}
                 Ok(Some(Progress::Executed)) => {
                     self.poller.remove(&*gate);
                     let (asked, console) = (*asked, console.take());

@@ -245,6 +245,7 @@ impl Pod {
                     }
                     self.created(key, console);
                 }
+                Ok(Some(Progress::Held)) => self.held(key),
                 Ok(Some(Progress::Executed)) => {
                     self.close_gate(key);
                     self.running(key);
@@ -281,7 +282,30 @@ impl Pod {
         let Phase::Creating(Pending { asked, failure: None }) = container.phase else { return };
         container.phase = Phase::Created;
         let pid = container.process.as_ref().map_or(0, |process| process.pid);
-        self.answer(asked, Ok(Answer::Created(ProcessCreated { pid })), None);
+        self.answer(asked, Ok(Answer::Created(ProcessCreated { pid, held: false })), None);
+    }
+
+    /// The process is set up but for its hooks, and waits until those of the daemon have been run.
+    fn held(&mut self, key: Key) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Phase::Creating(Pending { asked, failure: None }) = container.phase else { return };
+        container.phase = Phase::Held;
+        let pid = container.process.as_ref().map_or(0, |process| process.pid);
+        self.answer(asked, Ok(Answer::Created(ProcessCreated { pid, held: true })), None);
+    }
+
+    /// Lets a held process go on; it is created when it is ready.
+    pub(super) fn resume(&mut self, asked: Asked, container_id: &str) -> Result<Reply, Failure> {
+        let key = self.find(container_id)?;
+        let Some(container) = self.containers.get_mut(&key) else { return Ok(Reply::Later) };
+        match (&container.phase, &mut container.maker) {
+            (Phase::Held, Maker::Native { gate: Some(gate) }) => {
+                gate.open().step("open the container's gate").map_err(launch_failure)?;
+            }
+            _ => return Err(wrong_state(format!("container {container_id} is not held"))),
+        }
+        container.phase = Phase::Creating(Pending { asked, failure: None });
+        Ok(Reply::Later)
     }
 
     fn attach_console(&mut self, key: Key, console: OwnedFd) -> Result<(), Fault> {
@@ -337,7 +361,7 @@ impl Pod {
                 failure.get_or_insert(why);
             }
             // It died waiting; the exit says so.
-            Phase::Created | Phase::Running(_) | Phase::Exited(_) => {}
+            Phase::Held | Phase::Created | Phase::Running(_) | Phase::Exited(_) => {}
         }
         if let Some(process) = &container.process
             && let Err(error) = process.kill()
@@ -424,7 +448,7 @@ impl Pod {
                 start_failed = Some((asked, failure.unwrap_or_else(|| died(ended))));
             }
             Phase::Running(since) => exited.started_at = since,
-            Phase::Created | Phase::Exited(_) => {}
+            Phase::Held | Phase::Created | Phase::Exited(_) => {}
         }
         if let Err(error) = exit_file::write(&container.dir, &exited) {
             say!("cannot record the exit of {}: {error}", container.id);

@@ -109,7 +109,7 @@ impl TestPod {
         let spec: Spec = serde_json::from_value(spec).unwrap();
         let plan = compile(&spec, input(&cgroup)).unwrap().plan;
         let fds = NativeFds { plan, rootfs: detached(&self.rootfs()) };
-        let pid = self.supervisor.create(request, Some(fds)).await?;
+        let pid = self.supervisor.create(request, Some(fds), Duration::ZERO).await?.pid;
         Ok(Container { id: id.into(), pid, spec, cgroup })
     }
 
@@ -120,7 +120,7 @@ impl TestPod {
 
     pub async fn run(&mut self, id: &str, args: &[&str]) -> Container {
         let container = self.create(id, args).await;
-        self.supervisor.start(id).await.unwrap();
+        self.supervisor.start(id, Duration::ZERO).await.unwrap();
         container
     }
 
@@ -150,7 +150,7 @@ impl TestPod {
             root: self.home.path().join("runtime").to_str().unwrap().into(),
             timeout_seconds: 10,
         });
-        let pid = self.supervisor.create(request, None).await?;
+        let pid = self.supervisor.create(request, None, Duration::ZERO).await?.pid;
         Ok(Container { id: id.into(), pid, spec: serde_json::from_value(spec).unwrap(), cgroup })
     }
 
@@ -273,7 +273,12 @@ pub fn native_exec(container: &Container, args: &[&str], tty: bool) -> Vec<u8> {
 }
 
 fn input(cgroup: &Cgroup) -> CompileInput<'_> {
-    CompileInput { cgroup, seccomp_bpf: None, host_caps: CapSet::of_this_process().unwrap() }
+    CompileInput {
+        cgroup,
+        seccomp_bpf: None,
+        hook_state: None,
+        host_caps: CapSet::of_this_process().unwrap(),
+    }
 }
 
 fn detached(folder: &Path) -> OwnedFd {
