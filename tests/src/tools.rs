@@ -1,4 +1,4 @@
-//! Programs of others that tests drive or compare with: built from source at pinned versions by the scripts in
+//! Programs of others that tests drive or compare with: found, or built from source at pinned versions, by the scripts in
 //! `tests/tools`, once.
 
 use std::{
@@ -38,7 +38,12 @@ pub fn runc() -> Result<PathBuf> {
     Ok(build("peers/build", &["runc"])?.join("runc"))
 }
 
-/// Runs a build script, which prints the folder.
+/// A criu that works on this kernel.
+pub fn criu() -> Result<PathBuf> {
+    build("criu", &[])
+}
+
+/// Runs a script, which prints the folder or the program.
 fn build(script: &str, arguments: &[&str]) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(script);
     let output = Command::new(&script)

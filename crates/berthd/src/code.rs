@@ -48,7 +48,7 @@ impl Coded for PodError {
             Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
             Self::Unsupported(_) => Code::Unimplemented,
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::WrongState { .. } | Self::ImageVolume(_) | Self::Device(_) => Code::FailedPrecondition,
+            Self::WrongState { .. } | Self::ImageVolume(_) | Self::NodeLacks(_) => Code::FailedPrecondition,
             Self::Busy(_) | Self::Gone(_) => Code::Unavailable,
             // Whose no this is, kubelet cannot know; its users read the text.
             Self::Plugin { .. } => Code::Unknown,

@@ -439,8 +439,18 @@ impl RuntimeService for RuntimeHandlers {
         Ok(Response::new(ReopenContainerLogResponse {}))
     }
 
+    async fn checkpoint_container(
+        &self,
+        request: Request<CheckpointContainerRequest>,
+    ) -> Result<Response<CheckpointContainerResponse>, Status> {
+        let CheckpointContainerRequest { container_id, location, timeout } = received(request);
+        let limit = Some(seconds(timeout)).filter(|limit| !limit.is_zero());
+        let taken = self.manager.checkpoint(&container_id, location.into(), limit).await;
+        taken.map_err(Coded::into_status)?;
+        Ok(Response::new(CheckpointContainerResponse {}))
+    }
+
     unbuilt! {
-        CheckpointContainer: checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
         CheckpointPod: checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
         RestorePod: restore_pod(RestorePodRequest) -> RestorePodResponse;
     }

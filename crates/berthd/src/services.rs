@@ -155,6 +155,7 @@ fn manager_config(config: &Config, open_files: OpenFiles) -> ManagerConfig {
         handlers: handlers.chain(unnamed).collect::<BTreeMap<_, _>>(),
         exec_output_limit: config.limits.exec_output_bytes.get(),
         cdi_spec_dirs: config.cdi_spec_dirs.clone(),
+        criu: config.criu_path.clone(),
         external_timeout: config.limits.runtime_timeout,
         open_files,
     }

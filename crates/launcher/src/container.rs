@@ -4,6 +4,7 @@
 //! done by the new process, which reports on its gate. A process must be waited for by whoever called; a failed one
 //! as well.
 
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -132,6 +133,30 @@ pub fn exec(
         }
     })?;
     Ok(Launched { pid: spawned.pid, pidfd: spawned.pidfd, gate })
+}
+
+/// Runs a program of the host's where a container's processes are to be: for CRIU, which makes them anew.
+///
+/// # Arguments
+/// * `cgroup_tasks`, `unified_path`: the cgroup to enter, as in the plan of a container.
+/// * `new_cgroup_namespace`: it and what it makes see that cgroup as the root.
+///
+/// # Errors
+/// See [`LaunchError`]; there is then no process. One that cannot be executed, or cannot enter the cgroup, ends with
+/// status 127.
+pub fn program(
+    arguments: &[CString],
+    environment: &[&CStr],
+    stdio: Stdio,
+    cgroup_tasks: &[String],
+    unified_path: &str,
+    new_cgroup_namespace: bool,
+) -> Result<(i32, OwnedFd), LaunchError> {
+    let cgroup = unified_cgroup(unified_path)?;
+    let options = SpawnOptions { cgroup: cgroup.as_ref().map(AsFd::as_fd), ..SpawnOptions::default() };
+    let run = || child::program_of_host(arguments, environment, stdio, cgroup_tasks, new_cgroup_namespace);
+    let spawned = sys::spawn(&options, run).map_err(LaunchError::Clone)?;
+    Ok((spawned.pid, spawned.pidfd))
 }
 
 /// Runs `spawn` while children are born into the pid namespace that `enter` chooses.

@@ -25,20 +25,21 @@ const MAX_FILES: usize = 1024;
 /// # Errors
 /// [`Error::Invalid`] for a name that is none, and those of [`add`].
 pub(crate) async fn inject(host: &Host, config: &ContainerConfig, spec: Spec) -> Result<Spec, Error> {
-    let names = requested(config).map_err(|err| Error::Invalid { field: "config.CDI_devices", why: err.to_string() })?;
+    let names = requested(config)
+        .map_err(|err| Error::Invalid { field: "config.CDI_devices", why: err.to_string() })?;
     add(host, names, spec).await
 }
 
 /// The spec with what these devices add to it.
 ///
 /// # Errors
-/// [`Error::Device`] for a device that this node does not have.
+/// [`Error::NodeLacks`] for a device that this node does not have.
 pub(crate) async fn add(host: &Host, names: Vec<DeviceName>, spec: Spec) -> Result<Spec, Error> {
     if names.is_empty() {
         return Ok(spec);
     }
     let dirs = host.config.cdi_spec_dirs.clone();
-    blocking(move || edited(&dirs, &names, spec)).await.map_err(Error::Device)
+    blocking(move || edited(&dirs, &names, spec)).await.map_err(Error::NodeLacks)
 }
 
 fn edited(dirs: &[PathBuf], names: &[DeviceName], mut spec: Spec) -> Result<Spec, String> {

@@ -29,10 +29,12 @@ use berth_oci::{
 use berth_store::Batch;
 use berth_supervisor::client::{CallError, NativeFds, Supervisor};
 use oci_spec::runtime::Spec;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tree};
 
 use crate::{
-    Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, cdi, devices,
+    Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, cdi,
+    checkpoint::{self, Restored},
+    devices,
     error::cause,
     hooks::{Hooks, Moment},
     host::{Handler, Host},
@@ -82,14 +84,15 @@ impl Creation {
 
     /// Makes the container, and undoes everything when a step fails.
     pub(crate) async fn run(mut self) -> Result<Made, Error> {
-        let image = self.image()?;
+        let (image, restored) = self.image().await?;
         volumes::resolve(&self.host, Arc::make_mut(&mut self.config))?;
         let intent = self.container(&image, None, ContainerState::Creating)?;
         let batch = Batch::new().put(self.id.as_str(), &intent);
         self.host.persist(batch).await.map_err(self.step("write its record"))?;
         let timeline = &self.pod.timeline;
         let name = self.config.metadata.as_ref().map_or("", |meta| meta.name.as_str());
-        match timeline.step(format!("container {name}: create"), self.make(&image, timeline, name)).await {
+        let making = self.make(&image, restored, timeline, name);
+        match timeline.step(format!("container {name}: create"), making).await {
             Ok((container, arriving)) => Ok((Arc::new(container), arriving)),
             Err(err) => {
                 let (host, sandbox) = (&self.host, &self.pod.sandbox);
@@ -105,11 +108,17 @@ impl Creation {
         }
     }
 
-    fn image(&self) -> Result<Arc<Image>, Error> {
+    /// The image; that of a checkpoint with what was unpacked of it.
+    async fn image(&self) -> Result<(Arc<Image>, Option<Arc<Restored>>), Error> {
         let spec = self.config.image.as_ref();
         let name = spec.map_or("", |image| image.image.as_str());
+        if let Some(archive) = checkpoint::archive_named(name) {
+            let (host, sandbox) = (&self.host, &self.pod.sandbox);
+            let opened = Restored::open(host, sandbox, &self.id, archive, self.config.tty).await;
+            return opened.map(|(image, restored)| (image, Some(restored)));
+        }
         match self.host.images.find(name) {
-            Ok(Some(image)) => Ok(image),
+            Ok(Some(image)) => Ok((image, None)),
             Ok(None) => Err(Error::ImageNotPresent(name.to_owned())),
             Err(err) => Err(Error::Invalid { field: "config.image.image", why: err.to_string() }),
         }
@@ -158,6 +167,7 @@ impl Creation {
     async fn make(
         &self,
         image: &Image,
+        restored: Option<Arc<Restored>>,
         timeline: &Timeline,
         name: &str,
     ) -> Result<(Container, Option<Arriving>), Error> {
@@ -168,8 +178,8 @@ impl Creation {
             blocking(move || cgroups.create(&path)).await.map_err(self.step("make its cgroup"))
         });
         let user = self.user_namespace();
-        let rootfs =
-            timeline.step(format!("container {name}: root file system"), self.rootfs(image, user.as_ref()));
+        let rootfs = self.rootfs(image, restored.clone(), user.as_ref());
+        let rootfs = timeline.step(format!("container {name}: root file system"), rootfs);
         let (cgroup, rootfs) = tokio::join!(cgroup, rootfs);
         let (cgroup, (rootfs, resolved)) = (cgroup?, rootfs?);
 
@@ -186,7 +196,7 @@ impl Creation {
         self.write_spec(&spec).await?;
         self.make_log_folder().await?;
         let pid = timeline
-            .step(format!("container {name}: process"), self.process(&spec, &cgroup, rootfs, pid))
+            .step(format!("container {name}: process"), self.process(&spec, &cgroup, rootfs, pid, restored))
             .await?;
 
         let resources = update::merged(&asked.resources, &to_cri(&limits));
@@ -208,6 +218,7 @@ impl Creation {
     async fn rootfs(
         &self,
         image: &Image,
+        restored: Option<Arc<Restored>>,
         user: Option<&PodUserNamespace>,
     ) -> Result<(OwnedFd, ResolvedUser), Error> {
         let snapshot = self
@@ -222,6 +233,10 @@ impl Creation {
         let user = user.map(PodUserNamespace::open).transpose();
         let user = user.map_err(Error::step(&label, "open its pod's user namespace"))?;
         blocking(move || {
+            if let Some(restored) = restored {
+                let loaded = restored.load_files(&snapshot.upper());
+                loaded.map_err(Error::step(&label, "restore the files that it had written"))?;
+            }
             let options = MountOptions { readonly: false, user_namespace: user.as_ref().map(AsFd::as_fd) };
             let mount = snapshot.mount(options).map_err(Error::step(&label, "mount its root file system"))?;
             let read = |path| Snapshot::read_file(mount.as_fd(), path, MAX_USER_FILE);
@@ -415,6 +430,7 @@ impl Creation {
         cgroup: &Cgroup,
         rootfs: OwnedFd,
         pid: PidMode,
+        restored: Option<Arc<Restored>>,
     ) -> Result<i32, Error> {
         let (host, sandbox) = (&self.host, &self.pod.sandbox);
         let dir = host.pod_dir(&sandbox.id);
@@ -430,9 +446,20 @@ impl Creation {
             },
             cgroup_dirs: cgroup.dirs().map(|dir| dir.to_string_lossy().into_owned()).collect(),
             external: None,
+            restored: None,
         };
         let mut hooks = None;
         let fds = match host.handler(&sandbox.handler)? {
+            Handler::Native if restored.is_some() => {
+                let at = dir.rootfs(&self.id);
+                let step = "mount its root file system for CRIU";
+                place(&rootfs, &at)
+                    .and_then(|()| Ok(mount_change(&at, MountPropagationFlags::PRIVATE)?))
+                    .map_err(self.step(step))?;
+                let restored = restored.as_ref().map(|restored| restored.process(host, spec, cgroup, &at));
+                request.restored = restored.transpose()?;
+                None
+            }
             Handler::Native => {
                 hooks = self.hooks(spec).map_err(self.step("prepare its hooks"))?;
                 let state = hooks.as_ref().map(Hooks::state);

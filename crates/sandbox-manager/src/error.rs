@@ -67,9 +67,9 @@ pub enum Error {
     /// An image volume cannot be had. kubelet looks for the word at the beginning (cri-api, `pkg/errors`).
     #[error("ImageVolumeMountFailed: {0}")]
     ImageVolume(String),
-    /// A device that this node does not have, or cannot tell from another.
+    /// The request is in order, but this node has not what it takes: a device, a program.
     #[error("{0}")]
-    Device(String),
+    NodeLacks(String),
     /// The pod's mailbox is full: it is stuck, or somebody floods it.
     #[error("pod sandbox {0} has too many requests waiting")]
     Busy(SandboxId),

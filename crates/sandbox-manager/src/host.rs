@@ -53,6 +53,8 @@ pub struct ManagerConfig {
     pub exec_output_limit: usize,
     /// Folders with CDI spec files; a later one wins.
     pub cdi_spec_dirs: Vec<PathBuf>,
+    /// The criu binary; it need not be there.
+    pub criu: PathBuf,
     /// For each run of an external OCI runtime.
     pub external_timeout: Duration,
     /// Limit on open files of containers.
@@ -103,6 +105,8 @@ pub(crate) struct Host {
     pub(crate) user_namespaces: BTreeMap<String, Support>,
     pub(crate) filters: FilterCache,
     pub(crate) bus: Bus,
+    /// Held by the one checkpoint that is being taken.
+    pub(crate) checkpoints: tokio::sync::Mutex<()>,
     store: Store,
     /// The last created_at handed out: they grow, whatever the wall clock does.
     last_created: Mutex<i64>,
@@ -141,6 +145,7 @@ impl Host {
             user_namespaces,
             filters: FilterCache::default(),
             bus: Bus::default(),
+            checkpoints: tokio::sync::Mutex::new(()),
             store,
             last_created: Mutex::new(0),
         })

@@ -16,6 +16,7 @@
 
 mod admit;
 mod cdi;
+mod checkpoint;
 mod container;
 mod create;
 mod devices;

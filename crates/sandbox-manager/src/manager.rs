@@ -19,7 +19,7 @@ use tracing::{Instrument as _, info_span};
 
 use crate::{
     Attachment, Command, Container, ContainerId, ContainerState, Dialer, Error, ExecOutput, Handler,
-    HostError, Listener, ManagerConfig, PodView, Sandbox, SandboxId, SandboxPhase, Wanted, exec,
+    HostError, Listener, ManagerConfig, PodView, Sandbox, SandboxId, SandboxPhase, Wanted, checkpoint, exec,
     host::Host,
     pod::{Pod, PodHandle, Reply, Request, state_name},
     recovery,
@@ -364,6 +364,24 @@ impl SandboxManager {
         let (_, container, supervisor) = self.running(id, "reopen the log of")?;
         let label = container.id.label();
         supervisor.reopen_log(container.id.as_str()).await.map_err(Error::step(label, "reopen its log"))
+    }
+
+    /// Writes a running container to an archive at `location`; it runs on. What has begun goes on when nobody waits any
+    /// more.
+    ///
+    /// # Errors
+    /// [`Error::NodeLacks`] without CRIU; [`Error::WrongState`] when the container does not run.
+    pub async fn checkpoint(
+        &self,
+        id: &str,
+        location: PathBuf,
+        limit: Option<Duration>,
+    ) -> Result<(), Error> {
+        let (view, container, supervisor) = self.running(id, "checkpoint")?;
+        let sandbox = Arc::clone(&view.sandbox);
+        let gone = Error::Gone(sandbox.id.clone());
+        let taken = checkpoint::take(Arc::clone(&self.host), sandbox, container, supervisor, location, limit);
+        tokio::spawn(taken).await.unwrap_or(Err(gone))
     }
 
     /// Folder and controllers of a cgroup in each hierarchy (v1), or its one folder (v2). Empty for a path that is none.

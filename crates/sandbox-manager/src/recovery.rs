@@ -12,7 +12,7 @@ use berth_supervisor::client::{Events, Supervisor};
 use futures::future::join_all;
 
 use crate::{
-    Container, ContainerState, Error, Exit, HostError, Sandbox, SandboxId, SandboxPhase,
+    Container, ContainerState, Error, Exit, HostError, Sandbox, SandboxId, SandboxPhase, checkpoint,
     create::discard,
     error::cause,
     host::Host,
@@ -28,6 +28,7 @@ const FORGOTTEN: &str = "the pod's supervisor does not know it";
 
 /// Reads the records, agrees them with the supervisors that still run, and sweeps what belongs to no pod.
 pub(crate) async fn recover(host: &Arc<Host>, directory: &Arc<Directory>) -> Result<(), HostError> {
+    checkpoint::sweep(host).await;
     let sandboxes = host.store().load::<Sandbox>()?;
     let mut containers: HashMap<SandboxId, Vec<Container>> = HashMap::new();
     for (_, container) in host.store().load::<Container>()? {
@@ -102,7 +103,11 @@ async fn pod(host: &Host, sandbox: Sandbox, containers: Vec<Container>) -> Optio
         if let Some(container) = &changed {
             save(host, Batch::new().put(container.id.as_str(), container)).await;
         }
-        known.push(changed.unwrap_or(container));
+        let container = changed.unwrap_or(container);
+        if matches!(container.state, ContainerState::Running { .. }) {
+            checkpoint::thaw(host, &container, &sandbox.cgroup_parent);
+        }
+        known.push(container);
     }
     let ready = sandbox.phase == SandboxPhase::Ready && connection.is_some();
     if sandbox.phase == SandboxPhase::Ready && !ready {

@@ -496,7 +496,7 @@ fn unmount_all_below(dir: &Path) -> io::Result<()> {
 }
 
 /// proc_pid_mountinfo(5) writes blanks and backslashes as octal.
-fn unescape(field: &str) -> String {
+pub(crate) fn unescape(field: &str) -> String {
     const ESCAPES: [(&str, &str); 4] = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     ESCAPES.iter().fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }

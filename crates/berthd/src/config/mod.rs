@@ -42,6 +42,8 @@ pub struct Config {
     /// `cdi_spec_dirs`: folders with CDI spec files, which describe devices; a later one wins. Read whenever a container
     /// asks for a device. Default `/etc/cdi`, `/var/run/cdi`.
     pub cdi_spec_dirs: Vec<PathBuf>,
+    /// `criu_path`: the criu binary, for checkpoints; it need not be there. Default `/usr/sbin/criu`.
+    pub criu_path: PathBuf,
     /// `cgroup_root`: cgroup, below each hierarchy's root, of pods whose caller names no parent. Default `/berth`.
     pub cgroup_root: String,
     /// `cgroup_driver`: who makes cgroups, told to kubelet. Default (and only) `cgroupfs`.

@@ -58,6 +58,11 @@ impl Config {
             paths(&self.cdi_spec_dirs),
         );
         page.key(
+            "The criu binary, for checkpoints; it need not be there.",
+            "criu_path",
+            path(&self.criu_path),
+        );
+        page.key(
             "Cgroup of pods whose caller names no parent, below each hierarchy's root.",
             "cgroup_root",
             &*self.cgroup_root,

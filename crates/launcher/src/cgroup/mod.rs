@@ -266,6 +266,11 @@ impl Cgroup {
         Ok(pids)
     }
 
+    /// Where its processes are frozen; `None` on a host without the means.
+    pub fn freezer(&self) -> Option<&Path> {
+        self.place_of("freezer")
+    }
+
     fn place_of(&self, controller: &str) -> Option<&Path> {
         match self.version {
             Version::V2 => self.dirs().next(),

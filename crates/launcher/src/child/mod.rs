@@ -14,6 +14,7 @@ mod terminal;
 mod user;
 
 use std::convert::Infallible;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use berth_cri::berth::v1::{ExecPlan, LaunchPlan};
@@ -32,6 +33,8 @@ use user::UserNamespace;
 
 /// The status of a process that never became the container's program; nobody should see it, the gate tells more.
 const FAILED: i32 = 255;
+/// The shell's status for a program that could not be run.
+const NOT_EXECUTED: i32 = 127;
 
 /// The life of a container's first process. Returns the status to exit with.
 pub(crate) fn first_process(
@@ -159,6 +162,31 @@ pub(crate) fn further_process(
     })
 }
 
+/// The life of a program of the host's in a container's cgroup. Returns the status to exit with.
+pub(crate) fn program_of_host(
+    arguments: &[CString],
+    environment: &[&CStr],
+    stdio: Stdio,
+    cgroup_tasks: &[String],
+    new_cgroup_namespace: bool,
+) -> i32 {
+    let run = || -> Result<Infallible, StepError> {
+        sys::reset_signals();
+        rustix::process::setsid().step("new session")?;
+        host::enter_cgroups(cgroup_tasks)?;
+        if new_cgroup_namespace {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).step("new cgroup namespace")?;
+        }
+        take_stdio(stdio)?;
+        sys::close_on_exec_from(3).step("close descriptors on exec")?;
+        nix::unistd::execve(&arguments[0], arguments, environment).step("execute it")
+    };
+    let Err(error) = run();
+    // Into the container's log, for want of anything better.
+    eprintln!("{error}");
+    NOT_EXECUTED
+}
+
 fn conclude(reporter: Reporter, life: impl FnOnce(&mut Reporter) -> Result<Infallible, StepError>) -> i32 {
     let mut reporter = reporter;
     let Err(error) = life(&mut reporter);
@@ -196,15 +224,19 @@ fn settle<const N: usize>(
     }
     let another = another.map(raise).transpose()?;
     keep.extend(another.as_ref().map(AsRawFd::as_raw_fd));
-    if let Console::Pipes(Stdio { stdin, stdout, stderr }) = console {
-        // Raised first, so that none of them is overwritten before it has been copied.
-        let [stdin, stdout, stderr] = [raise(stdin.as_fd())?, raise(stdout.as_fd())?, raise(stderr.as_fd())?];
-        rustix::stdio::dup2_stdin(stdin).step("standard input")?;
-        rustix::stdio::dup2_stdout(stdout).step("standard output")?;
-        rustix::stdio::dup2_stderr(stderr).step("standard error")?;
+    if let Console::Pipes(stdio) = console {
+        take_stdio(stdio)?;
     }
     sys::close_all_except(&mut keep).step("close descriptors")?;
     Ok((raised.try_into().expect("as many as were handed over"), another))
+}
+
+fn take_stdio(Stdio { stdin, stdout, stderr }: Stdio) -> Result<(), StepError> {
+    // Raised first, so that none of them is overwritten before it has been copied.
+    let [stdin, stdout, stderr] = [raise(stdin.as_fd())?, raise(stdout.as_fd())?, raise(stderr.as_fd())?];
+    rustix::stdio::dup2_stdin(stdin).step("standard input")?;
+    rustix::stdio::dup2_stdout(stdout).step("standard output")?;
+    rustix::stdio::dup2_stderr(stderr).step("standard error")
 }
 
 /// A copy of a descriptor above the standard three, close-on-exec.

@@ -135,7 +135,8 @@ pub fn compile_exec(
     Ok(Compiled { plan: plan::encode(&header, &exec), warnings })
 }
 
-fn cgroup_tasks(cgroup: &Cgroup) -> Vec<String> {
+/// cgroup v1: the files by which a process enters a cgroup.
+pub fn cgroup_tasks(cgroup: &Cgroup) -> Vec<String> {
     match cgroup.version() {
         Version::V1 => {
             cgroup.dirs().map(|folder| folder.join("tasks").to_string_lossy().into_owned()).collect()
@@ -144,7 +145,8 @@ fn cgroup_tasks(cgroup: &Cgroup) -> Vec<String> {
     }
 }
 
-fn unified_cgroup(cgroup: &Cgroup) -> String {
+/// cgroup v2: the folder in which a process is born.
+pub fn unified_cgroup(cgroup: &Cgroup) -> String {
     match cgroup.version() {
         Version::V1 => String::new(),
         Version::V2 => {

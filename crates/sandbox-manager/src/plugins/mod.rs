@@ -113,7 +113,8 @@ impl<'a> Plugins<'a> {
         }
         let invalid = |why: String| Error::Invalid { field: "adjustment", why };
         let devices = wanted.cdi_devices.iter().map(|device| device.name.parse::<DeviceName>());
-        let devices: Vec<_> = devices.collect::<Result<_, _>>().map_err(|error| invalid(error.to_string()))?;
+        let devices: Vec<_> =
+            devices.collect::<Result<_, _>>().map_err(|error| invalid(error.to_string()))?;
         berth_nri::oci::adjust(&mut spec, wanted, self.host.facts.swap)
             .map_err(|error| invalid(error.to_string()))?;
         cdi::add(self.host, devices, spec).await

@@ -23,9 +23,9 @@ use std::time::Duration;
 use berth_cri::berth::v1::supervisor_reply::Result as Answer;
 use berth_cri::berth::v1::supervisor_request::Call;
 use berth_cri::berth::v1::{
-    AttachContainer, CloseStdin, ContainerExited, CreateProcess, DeleteContainer, ExecExited, ExecProcess,
-    GetState, KillExec, MakeUserNamespace, PodSetup, PodState, ProcessCreated, ReopenLog, ResumeProcess,
-    Shutdown, SignalContainer, StartProcess,
+    AttachContainer, CheckpointContainer, CloseStdin, ContainerExited, CreateProcess, Criu, DeleteContainer,
+    ExecExited, ExecProcess, GetState, KillExec, MakeUserNamespace, PodSetup, PodState, ProcessCreated,
+    ReopenLog, RestoredProcess, ResumeProcess, Shutdown, SignalContainer, StartProcess,
 };
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::sync::{mpsc, oneshot};
@@ -172,7 +172,7 @@ impl Supervisor {
         let after = match &request.external {
             // A failed create is followed by a delete.
             Some(external) => Duration::from_secs(u64::from(external.timeout_seconds) * 2) + MARGIN,
-            None => LAUNCH + hooks,
+            None => LAUNCH + hooks + request.restored.as_ref().map_or(Duration::ZERO, time_of),
         };
         let call = Call::Create(request);
         let answer = match fds {
@@ -215,6 +215,16 @@ impl Supervisor {
             Answer::Started(started) => Ok(started.started_at),
             other => Err(CallError::unexpected(STEP, &other)),
         }
+    }
+
+    /// Runs `criu dump` on a running container, in the pod's namespaces.
+    ///
+    /// # Errors
+    /// [`CallError::Failed`] with the errors of CRIU's log.
+    pub async fn checkpoint(&self, container_id: &str, criu: Criu) -> Result<(), CallError> {
+        let after = Duration::from_secs(criu.timeout_seconds.into()) + MARGIN;
+        let request = CheckpointContainer { container_id: container_id.to_owned(), criu: Some(criu) };
+        self.done("checkpoint the container", after, Call::Checkpoint(request), &[]).await
     }
 
     /// Sends a signal to a container's first process, or to `all` of its processes. A process that has just died is
@@ -406,6 +416,11 @@ impl Supervisor {
             other => Err(CallError::unexpected(step, &other)),
         }
     }
+}
+
+/// How long a restore may take.
+fn time_of(restored: &RestoredProcess) -> Duration {
+    restored.criu.as_ref().map_or(Duration::ZERO, |criu| Duration::from_secs(criu.timeout_seconds.into()))
 }
 
 /// A plan as a file in memory that nobody can change any more.

@@ -61,6 +61,8 @@ pub(super) enum Maker {
         gate: Option<Gate>,
     },
     External(Runtime),
+    /// CRIU, from a checkpoint.
+    Restored,
 }
 
 #[derive(Debug)]

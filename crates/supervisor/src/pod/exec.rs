@@ -76,7 +76,7 @@ impl Pod {
             dirs => Cgroup::from_dirs(dirs.iter().map(Into::into)),
         };
         match &container.maker {
-            Maker::Native { .. } => {
+            Maker::Native { .. } | Maker::Restored => {
                 let console = stdio.map_or(Console::Tty, Console::Pipes);
                 let launched = container::exec(plan.as_fd(), process.pidfd.as_fd(), console)
                     .map_err(|error| from_launch(&error))?;

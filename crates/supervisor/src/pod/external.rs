@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use berth_cri::berth::v1::Failure;
 use berth_cri::berth::v1::failure::Kind;
+use berth_cri::berth::v1::{Criu, Failure};
 use berth_launcher::cgroup::Cgroup;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::SigSet;
@@ -32,7 +32,7 @@ const MESSAGE: u64 = 4096;
 const SPAWN_SETSID: i32 = 0x80;
 
 /// The environment of a runtime: it looks for `newuidmap`, `criu` and the like in PATH, and needs nothing else.
-const ENVIRONMENT: [&std::ffi::CStr; 1] =
+pub(super) const ENVIRONMENT: [&std::ffi::CStr; 1] =
     [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
 
 /// The runtime that one container was made with.
@@ -58,6 +58,10 @@ pub(super) enum Purpose {
     },
     Start,
     Delete,
+    /// CRIU writes the container down.
+    Checkpoint {
+        asked: Asked,
+    },
     Exec {
         asked: Asked,
         exec_id: String,
@@ -77,12 +81,16 @@ pub(super) struct Run {
     files: Files,
     console: Option<OwnedFd>,
     name: String,
+    /// What of its log says why it failed.
+    words: fn(&str) -> String,
 }
 
 /// The files of one run, removed with it.
 #[derive(Debug)]
 pub(super) struct Files {
     log: PathBuf,
+    /// Somebody else's, who wants to keep it.
+    keep_log: bool,
     pid: PathBuf,
     console: PathBuf,
 }
@@ -91,13 +99,26 @@ impl Files {
     /// They lie in the pod's own folder: the console's socket would not fit `sun_path` any deeper.
     pub(super) fn new(pod_dir: &Path, key: Key) -> Self {
         let file = |end: &str| pod_dir.join(format!("run-{key}.{end}"));
-        Self { log: file("log"), pid: file("pid"), console: file("tty") }
+        Self { log: file("log"), keep_log: false, pid: file("pid"), console: file("tty") }
+    }
+
+    /// As [`Files::new`], with the log somewhere else.
+    pub(super) fn with_log(pod_dir: &Path, key: Key, log: &str) -> Self {
+        let mut files = Self::new(pod_dir, key);
+        files.log = log.into();
+        files.keep_log = true;
+        files
+    }
+
+    pub(super) fn pid_path(&self) -> &[u8] {
+        bytes(&self.pid)
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        for path in [&self.log, &self.pid, &self.console] {
+        let log = Some(&self.log).filter(|_| !self.keep_log);
+        for path in [&self.pid, &self.console].into_iter().chain(log) {
             // Which of them exist is the runtime's doing; the pod's folder goes as a whole in the end.
             let _ = std::fs::remove_file(path);
         }
@@ -128,13 +149,14 @@ impl Runtime {
             Purpose::Undo { .. } | Purpose::Delete => "delete",
             Purpose::Start => "start",
             Purpose::Exec { .. } => "exec",
+            Purpose::Checkpoint { .. } => "checkpoint",
         };
         let mut args: Vec<&[u8]> = vec![self.path.as_bytes(), b"--root", self.root.as_bytes()];
         args.extend([b"--log", bytes(&files.log), b"--log-format", b"json", verb.as_bytes()]);
         match purpose {
             Purpose::Create { .. } => args.extend([&b"--bundle"[..], self.bundle.as_bytes()]),
             Purpose::Undo { .. } | Purpose::Delete => args.push(b"--force"),
-            Purpose::Start => {}
+            Purpose::Start | Purpose::Checkpoint { .. } => {}
             Purpose::Exec { .. } => args.extend([&b"--detach"[..], b"--process", b"/proc/self/fd/3"]),
         }
         if matches!(purpose, Purpose::Create { .. } | Purpose::Exec { .. }) {
@@ -148,11 +170,26 @@ impl Runtime {
         let process = spawn(&args, wiring)?;
         let name = format!("{} {verb}", self.path);
         let deadline = Instant::now() + self.timeout;
-        Ok(Run { container, purpose, process, deadline, expired: false, files, console, name })
+        let words = last_message;
+        Ok(Run { container, purpose, process, deadline, expired: false, files, console, name, words })
     }
 }
 
 impl Run {
+    /// A run of CRIU.
+    pub(super) fn of_criu(
+        container: Key,
+        purpose: Purpose,
+        process: Process,
+        timeout: Duration,
+        files: Files,
+        criu: &Criu,
+    ) -> Self {
+        let name = format!("{} {}", criu.path, criu.args.first().map_or("", String::as_str));
+        let (deadline, words) = (Instant::now() + timeout, super::criu::errors);
+        Self { container, purpose, process, deadline, expired: false, files, console: None, name, words }
+    }
+
     /// The runtime says it worked: the process that it made, now a child of ours.
     pub(super) fn made(&self) -> io::Result<Process> {
         let text = std::fs::read_to_string(&self.files.pid)?;
@@ -178,7 +215,7 @@ impl Run {
 
     /// Why a run that ended as `ended` did not work.
     pub(super) fn failure(&self, ended: Ended, stderr: &str) -> Failure {
-        let log = tail(&self.files.log).map(|text| last_message(&text)).unwrap_or_default();
+        let log = tail(&self.files.log).map(|text| (self.words)(&text)).unwrap_or_default();
         let said = if log.is_empty() { stderr } else { &log };
         let message = match ended {
             _ if self.expired => format!("killed, since it had not ended in time; it said: {said:?}"),
@@ -204,7 +241,7 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Starts a program in a session of its own, with default signals and only the descriptors of `wiring`.
-fn spawn(args: &[CString], wiring: &Wiring<'_>) -> io::Result<Process> {
+pub(super) fn spawn(args: &[CString], wiring: &Wiring<'_>) -> io::Result<Process> {
     let mut actions = PosixSpawnFileActions::init()?;
     // Copies above the numbers that they are to get: no dup2 then overwrites the source of a later one.
     let mut sources = Vec::new();

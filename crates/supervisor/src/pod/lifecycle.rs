@@ -30,15 +30,15 @@ use crate::exit_file;
 const NEVER_RAN: i32 = 128;
 
 /// Both ends of a container's three streams. A terminal's come later, from whoever makes it.
-struct Streams {
-    theirs: Stdio,
-    stdin: Option<OwnedFd>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+pub(super) struct Streams {
+    pub(super) theirs: Stdio,
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
 }
 
 impl Streams {
-    fn new(open_stdin: bool) -> Result<Self, Fault> {
+    pub(super) fn new(open_stdin: bool) -> Result<Self, Fault> {
         let pipe = || {
             let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step("make a pipe")?;
             set_nonblocking(&ours).step("make a pipe")?;
@@ -81,9 +81,10 @@ impl Pod {
         };
         let dir = Dir::make(&self.dir, &request.container_id).step("make the container's folder");
         let dir = dir.map_err(launch_failure)?;
-        let made = match &request.external {
-            None => self.create_native(&request, &fds, log),
-            Some(external) => {
+        let made = match (&request.external, &request.restored) {
+            (_, Some(restored)) => self.create_restored(asked, &request, restored, log),
+            (None, None) => self.create_native(&request, &fds, log),
+            (Some(external), None) => {
                 let runtime = Runtime {
                     path: external.path.clone(),
                     root: external.root.clone(),
@@ -324,7 +325,14 @@ impl Pod {
             let state = container.state();
             return Err(wrong_state(format!("container {container_id} cannot be started: it is {state:?}")));
         }
+        let mut at_once = false;
         match &mut container.maker {
+            Maker::Restored => {
+                let Some(process) = &container.process else { return Ok(Reply::Later) };
+                let woken = exec::signal_all(process, &container.cgroup, libc::SIGCONT);
+                woken.step("let it go on").map_err(launch_failure)?;
+                at_once = true;
+            }
             Maker::Native { gate: Some(gate) } => {
                 gate.open().step("open the container's gate").map_err(launch_failure)?;
             }
@@ -340,6 +348,9 @@ impl Pod {
         }
         if let Some(container) = self.containers.get_mut(&key) {
             container.phase = Phase::Starting(Pending { asked, failure: None });
+        }
+        if at_once {
+            self.running(key);
         }
         Ok(Reply::Later)
     }
@@ -522,6 +533,7 @@ impl Pod {
     }
 
     pub(super) fn forget(&mut self, key: Key) {
+        self.kill_runs_of(key);
         if let Some(container) = self.containers.remove(&key) {
             container.dir.remove(&self.dir);
             for asked in container.deletions {
@@ -532,12 +544,12 @@ impl Pod {
 }
 
 /// The parts of a new container that differ between makers.
-struct Made {
-    key: Key,
-    maker: Maker,
-    process: Option<Process>,
-    output: Output,
-    stdin: Option<OwnedFd>,
+pub(super) struct Made {
+    pub(super) key: Key,
+    pub(super) maker: Maker,
+    pub(super) process: Option<Process>,
+    pub(super) output: Output,
+    pub(super) stdin: Option<OwnedFd>,
 }
 
 pub(super) fn launch_failure(fault: Fault) -> Failure {

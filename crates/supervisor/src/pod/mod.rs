@@ -13,6 +13,7 @@
 
 mod attach;
 mod container;
+mod criu;
 mod exec;
 mod external;
 mod failure;

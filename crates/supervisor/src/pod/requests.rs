@@ -59,6 +59,7 @@ impl Pod {
             Call::Setup(setup) => self.set_up(&setup, &fds),
             Call::Create(create) => self.create(asked, create, fds),
             Call::Resume(resume) => self.resume(asked, &resume.container_id),
+            Call::Checkpoint(checkpoint) => self.checkpoint(asked, checkpoint),
             Call::Start(start) => self.start(asked, &start.container_id),
             Call::Signal(signal) => self.signal(&signal),
             Call::Exec(exec) => self.exec(asked, exec, fds),

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use berth_cri::berth::v1::failure::Kind;
 use berth_cri::berth::v1::supervisor_reply::Result as Answer;
-use berth_cri::berth::v1::{ExecStarted, Failure};
+use berth_cri::berth::v1::{Done, ExecStarted, Failure};
 
 use super::Pod;
 use super::container::{Asked, Container, Pending, Phase};
-use super::exec::{Exec, ExecPhase};
+use super::exec::{Exec, ExecPhase, signal_rest};
 use super::external::{Files, Purpose, Run, Runtime, Wiring, null};
 use super::failure::{Fault, Step};
 use super::lifecycle::launch_failure;
@@ -106,6 +106,10 @@ impl Pod {
                 }
                 self.forget_uncreated(run.container, *asked, failure.clone());
             }
+            Purpose::Checkpoint { asked } => {
+                let done = if worked { Ok(Answer::Done(Done {})) } else { Err(run.failure(ended, "")) };
+                self.answer(*asked, done, None);
+            }
             Purpose::Delete => {
                 if !worked {
                     say!("deleting a container: {:?}", run.failure(ended, ""));
@@ -129,8 +133,10 @@ impl Pod {
         let process = match outcome {
             Ok(process) => process,
             Err(failure) => {
-                let Some(runtime) = runtime_of(container) else { return };
-                return self.undo(run.container, &runtime, asked, failure);
+                return match runtime_of(container) {
+                    Some(runtime) => self.undo(run.container, &runtime, asked, failure),
+                    None => self.undo_restored(run.container, asked, failure),
+                };
             }
         };
         container.process = Some(process);
@@ -143,6 +149,16 @@ impl Pod {
             Ok(_) => self.doom(run.container, launch_failure(Fault::refused("create", "deleted meanwhile"))),
             Err(fault) => self.doom(run.container, launch_failure(fault)),
         }
+    }
+
+    /// Ends what CRIU has left behind of a container that it could not restore.
+    fn undo_restored(&mut self, key: Key, asked: Asked, failure: Failure) {
+        if let Some(container) = self.containers.get(&key)
+            && let Err(error) = signal_rest(0, &container.cgroup, libc::SIGKILL)
+        {
+            say!("cannot kill what was left of restoring {}: {error}", container.id);
+        }
+        self.forget_uncreated(key, asked, failure);
     }
 
     fn watch_external(&self, key: Key) -> Result<(), Fault> {
@@ -192,14 +208,17 @@ impl Pod {
         Ok(key)
     }
 
-    /// Ends the runs that are making a container which is not wanted any more.
+    /// Ends the runs that are at work on a container which is not wanted any more.
     pub(super) fn kill_runs_of(&self, container: Key) {
-        let making = |run: &&Run| {
-            run.container == container && matches!(run.purpose, Purpose::Create { .. } | Purpose::Start)
+        let at_work = |run: &&Run| {
+            let purpose = &run.purpose;
+            let working =
+                matches!(purpose, Purpose::Create { .. } | Purpose::Start | Purpose::Checkpoint { .. });
+            run.container == container && working
         };
-        for run in self.runs.values().filter(making) {
+        for run in self.runs.values().filter(at_work) {
             if let Err(error) = run.process.kill() {
-                say!("cannot kill an external runtime: {error}");
+                say!("cannot kill a program that works on a container: {error}");
             }
         }
     }
@@ -232,6 +251,6 @@ impl Pod {
 fn runtime_of(container: &Container) -> Option<Runtime> {
     match &container.maker {
         super::container::Maker::External(runtime) => Some(runtime.clone()),
-        super::container::Maker::Native { .. } => None,
+        super::container::Maker::Native { .. } | super::container::Maker::Restored => None,
     }
 }
