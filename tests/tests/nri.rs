@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::{
-    Node, PATIENCE,
+    Node, Options, PATIENCE,
     cri::{code_of, container, resources, script, sleeper},
     host,
     nri::{self, Plugin},
@@ -657,7 +657,7 @@ fn an_installed_plugin_that_cannot_be_started_is_missed_and_the_daemon_serves() 
 }
 
 #[test]
-fn a_container_made_by_an_oci_runtime_is_changed_as_well_hooks_included() {
+fn hooks_of_a_plugins_run_with_every_handler() {
     on_node_with(nri::options(""), async |node| {
         let mark = node.dir().join("hook-was-here");
         let hook = json!({ "path": "/bin/touch", "args": ["touch", mark] });
@@ -666,14 +666,41 @@ fn a_container_made_by_an_oci_runtime_is_changed_as_well_hooks_included() {
             "hooks": { "createRuntime": [hook] },
         });
         let _plugin = Plugin::connect(node, "10-change", create("main", adjust)).await?;
-        let pod = node.run_pod_with(node.pod("web"), "crun").await?;
-        let main = pod.run(sleeper("main")).await?;
-        ensure!(main.sh("tr '\\0' '\\n' < /proc/1/environ | grep WHO").await? == "WHO=plugin\n");
-        ensure!(mark.exists());
+        for handler in ["", "crun"] {
+            let pod = node.run_pod_with(node.pod(&format!("web{handler}")), handler).await?;
+            let main = pod.run(sleeper("main")).await?;
+            ensure!(
+                main.sh("tr '\\0' '\\n' < /proc/1/environ | grep WHO").await? == "WHO=plugin\n",
+                "{handler}"
+            );
+            fs::remove_file(&mark).with_context(|| format!("the hook did not run: {handler:?}"))?;
+        }
         // In this process as in those after it: nothing of the plugin's is anybody else's.
         let plain = node.run_pod(node.pod("plain")).await?;
         let other = plain.run(sleeper("other")).await?;
         ensure!(!other.sh("tr '\\0' '\\n' < /proc/1/environ").await?.contains("WHO"));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_plugin_gives_a_container_cdi_devices() {
+    let nri = nri::options("");
+    let extra_config = format!("cdi_spec_dirs = [\"@DIR@/cdi\"]\n{}", nri.extra_config);
+    on_node_with(Options { extra_config, ..nri }, async |node| {
+        fs::create_dir(node.dir().join("cdi"))?;
+        let edits = json!({ "env": ["CARD=yes"], "deviceNodes": [{ "path": "/dev/card0", "hostPath": "/dev/null" }] });
+        let device = json!({ "name": "card", "containerEdits": edits });
+        let spec = json!({ "cdiVersion": "0.6.0", "kind": "vendor.com/thing", "devices": [device] });
+        fs::write(node.dir().join("cdi/vendor.json"), spec.to_string())?;
+        let wish = |name: &str| json!({ "adjust": { "CDI_devices": [{ "name": format!("vendor.com/thing={name}") }] } });
+        let script = json!({ "create": { "main": wish("card"), "other": wish("missing") } });
+        let _plugin = Plugin::connect(node, "10-devices", script).await?;
+        let pod = node.run_pod(node.pod("web")).await?;
+        let main = pod.run(sleeper("main")).await?;
+        ensure!(main.sh("echo $CARD; stat -c %F /dev/card0").await? == "yes\ncharacter special file\n");
+        let text = format!("{:#}", pod.create(sleeper("other")).await.unwrap_err());
+        ensure!(text.contains("vendor.com/thing=missing"), "{text}");
         Ok(())
     });
 }

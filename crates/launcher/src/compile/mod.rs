@@ -156,9 +156,6 @@ pub fn unified_cgroup(cgroup: &Cgroup) -> String {
 }
 
 fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), CompileError> {
-    fn some<T>(list: &Option<Vec<T>>) -> bool {
-        list.as_ref().is_some_and(|list| !list.is_empty())
-    }
     let fields = [
         ("domainname", spec.domainname().as_ref().is_some_and(|name| !name.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),

@@ -8,7 +8,8 @@
 //!
 //! The archive has the names that containerd, CRI-O and podman agree on, so that checkpointctl reads it: `checkpoint/`
 //! with CRIU's images, `config.dump`, `spec.dump`, `status.dump`, `rootfs-diff.tar`, `dump.log`, `stats-dump`. What berth
-//! needs besides is in `berth.dump`.
+//! needs besides is in `berth.dump`. A restored container is not started again: its command, variables, hooks and device
+//! nodes are those that it had.
 
 mod archive;
 mod mounts;
@@ -123,19 +124,15 @@ pub(crate) async fn take(
     limit: Option<Duration>,
 ) -> Result<(), Error> {
     let label = container.id.label();
-    refuse(&host, &sandbox, &container, &location)?;
     // Dumping takes the disk and both processors; and of one container there can only be one at a time.
     let _turn = host.checkpoints.lock().await;
-    let folder =
-        Folder::new(&host, &container.id).map_err(Error::step(&label, "make a folder for its checkpoint"))?;
-    let spec = spec_of(&host, &container).map_err(Error::step(&label, "read its OCI spec"))?;
-    let cgroup = host.cgroups.at(&container.cgroup_path(&sandbox.cgroup_parent));
-    let cgroup = cgroup.map_err(Error::step(&label, "find its cgroup"))?;
-
-    let standing = cgroup.clone();
-    let frozen = blocking(move || Frozen::new(standing)).await.map_err(Error::step(&label, "freeze it"))?;
-    let outside =
-        outside(&container, &spec).map_err(Error::step(&label, "look at its mounts and streams"))?;
+    let (on, of) = (Arc::clone(&host), Arc::clone(&container));
+    let (location, prepared) = blocking(move || {
+        let prepared = refuse(&on, &sandbox, &of, &location).and_then(|()| prepare(&on, &sandbox, &of));
+        (location, prepared)
+    })
+    .await;
+    let Prepared { folder, spec, cgroup, frozen, outside } = prepared?;
     let criu = dump(&host, &folder, &container, &cgroup, &outside, limit.unwrap_or(DEFAULT_LIMIT));
     let dumped = supervisor.checkpoint(container.id.as_str(), criu).await;
     dumped.map_err(Error::step(&label, "write its processes down"))?;
@@ -153,6 +150,28 @@ pub(crate) async fn take(
         archive::pack(&folder.0, &location)
     });
     packed.await.map_err(Error::step(label, "write the archive"))
+}
+
+/// A container that stands still, and what is needed of it.
+struct Prepared {
+    // The container goes on before its folder is cleared away.
+    frozen: Frozen,
+    folder: Folder,
+    spec: Spec,
+    cgroup: Cgroup,
+    outside: Outside,
+}
+
+fn prepare(host: &Host, sandbox: &Sandbox, container: &Container) -> Result<Prepared, Error> {
+    let label = container.id.label();
+    let folder = Folder::new(host, &container.id);
+    let folder = folder.map_err(Error::step(&label, "make a folder for its checkpoint"))?;
+    let spec = spec_of(host, container).map_err(Error::step(&label, "read its OCI spec"))?;
+    let cgroup = host.cgroups.at(&container.cgroup_path(&sandbox.cgroup_parent));
+    let cgroup = cgroup.map_err(Error::step(&label, "find its cgroup"))?;
+    let frozen = Frozen::new(cgroup.clone()).map_err(Error::step(&label, "freeze it"))?;
+    let outside = outside(container, &spec).map_err(Error::step(&label, "look at its mounts and streams"))?;
+    Ok(Prepared { frozen, folder, spec, cgroup, outside })
 }
 
 fn refuse(host: &Host, sandbox: &Sandbox, container: &Container, location: &Path) -> Result<(), Error> {
