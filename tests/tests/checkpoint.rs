@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -140,6 +140,61 @@ fn a_restored_container_goes_on_where_the_checkpoint_was_taken() {
 }
 
 #[test]
+fn several_processes_a_server_and_an_open_stdin_are_restored() {
+    on_criu_node(async |node| {
+        let pod = node.run_pod(node.pod("first")).await?;
+        let text = "mkdir -p /srv; echo page > /srv/index.html; httpd -p 8080 -h /srv; mkfifo /tmp/fifo; \
+                    (while :; do cat /tmp/fifo; done) & echo ready; while read line; do echo heard $line; done";
+        let config = || ContainerConfig { stdin: true, ..script("main", text) };
+        let container = pod.run(config()).await?;
+        container.wait_log(1).await?;
+        // A connection is open while the checkpoint is taken. The restored server has no use for it.
+        let address = format!("{}:8080", pod.ips().await?[0]);
+        let connection = tokio::net::TcpStream::connect(&address).await?;
+        container.sh("until netstat -tn | grep -q ESTABLISHED; do sleep 0.1; done").await?;
+        let archive = node.dir().join("archive.tar");
+        checkpoint(&container, &archive, 0).await?;
+        ensure!(http_get(&address).await?.ends_with("page\n"), "the old server");
+        drop(connection);
+        container.stop(0).await?;
+
+        let second = node.run_pod(node.pod("second")).await?;
+        let image = Some(image_spec(&archive.display().to_string()));
+        let restored = second.create(ContainerConfig { image, ..config() }).await?;
+        restored.start().await?;
+        let address = format!("{}:8080", second.ips().await?[0]);
+        ensure!(http_get(&address).await?.ends_with("page\n"), "the new server");
+        restored.sh("echo through the fifo > /tmp/fifo").await?;
+        ensure!(restored.wait_log(1).await?[0].content == "through the fifo");
+        attach(&restored, "hello\n").await?;
+        ensure!(restored.wait_log(2).await?[1].content == "heard hello");
+        Ok(())
+    });
+}
+
+async fn http_get(address: &str) -> Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.context("connecting")?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.context("no answer")??;
+    Ok(answer)
+}
+
+/// Writes to a container's stdin with crictl.
+async fn attach(container: &Container<'_>, text: &str) -> Result<()> {
+    use tokio::io::AsyncWriteExt;
+    let mut command = container.node.crictl_command(&["attach", "-i", &container.id])?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    stdin.write_all(text.as_bytes()).await?;
+    stdin.flush().await?;
+    container.wait_log(2).await?;
+    child.kill().await?;
+    Ok(())
+}
+
+#[test]
 fn crictl_takes_checkpoints() {
     on_criu_node(async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
@@ -165,6 +220,11 @@ fn a_restored_container_that_was_never_started_can_be_removed() {
         };
         let restored = second.create(config()).await?;
         restored.remove().await?;
+        // An archive that others may write to would give them everything.
+        fs::set_permissions(&archive, fs::Permissions::from_mode(0o622))?;
+        let error = second.create(config()).await.err().context("made from anybody's archive")?;
+        ensure!(code_of(&error) == Some(Code::InvalidArgument), "{error:#}");
+        fs::set_permissions(&archive, fs::Permissions::from_mode(0o600))?;
         // A mount that the processes know must be there.
         let Err(error) = second.create(ContainerConfig { mounts: Vec::new(), ..config() }).await else {
             bail!("made without its volume")

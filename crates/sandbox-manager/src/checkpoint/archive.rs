@@ -43,6 +43,9 @@ pub(super) enum ArchiveError {
     Tar(#[from] RunError),
     #[error("{}", path.display())]
     Content { path: PathBuf, source: serde_json::Error },
+    /// It says with which rights its processes run: whoever can change it has them all.
+    #[error("{} must be root's, and nobody else may write to it", path.display())]
+    Untrusted { path: PathBuf },
     #[error("{}: {why}", path.display())]
     Unpack { path: PathBuf, why: String },
 }
@@ -257,9 +260,17 @@ fn write(folder: &Path, temporary: &Path) -> Result<(), ArchiveError> {
     at(temporary, file.sync_all())
 }
 
-/// Unpacks an archive, or the layer in it, into an empty folder. Nothing in it leads out of that.
+/// Unpacks an archive of root's into an empty folder. Nothing in it leads out of that.
 pub(super) fn unpack(archive: &Path, folder: &Path) -> Result<(), ArchiveError> {
     let file = at(archive, File::open(archive))?;
+    let meta = at(archive, file.metadata())?;
+    if meta.uid() != 0 || meta.mode() & 0o022 != 0 || !meta.is_file() {
+        return Err(ArchiveError::Untrusted { path: archive.to_owned() });
+    }
+    unpack_file(file, archive, folder)
+}
+
+fn unpack_file(file: File, archive: &Path, folder: &Path) -> Result<(), ArchiveError> {
     let into = at(folder, File::open(folder))?;
     berth_image::unpack_tar(BufReader::with_capacity(1 << 20, file), into.into())
         .map_err(|why| ArchiveError::Unpack { path: archive.to_owned(), why })
@@ -268,5 +279,8 @@ pub(super) fn unpack(archive: &Path, folder: &Path) -> Result<(), ArchiveError> 
 /// Gives a new container's layer what the old one had written.
 pub(super) fn load_files(folder: &Path, upper: &Path) -> Result<(), ArchiveError> {
     let tar = folder.join(FILES);
-    if tar.exists() { unpack(&tar, upper) } else { Ok(()) }
+    match File::open(&tar) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => unpack_file(at(&tar, opened)?, &tar, upper),
+    }
 }

@@ -20,7 +20,8 @@ pub(crate) struct Restored {
     outside: Outside,
 }
 
-/// The archive that an image's name means: an absolute path, where images have no leading slash.
+/// The archive that an image's name means: an absolute path, where images have no leading slash. An image out of a
+/// registry is never taken for a checkpoint, whatever it says of itself: its author would choose its rights on this node.
 pub(crate) fn archive_named(image: &str) -> Option<&Path> {
     Some(Path::new(image)).filter(|path| path.is_absolute())
 }
