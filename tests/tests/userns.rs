@@ -153,6 +153,30 @@ fn users_of_the_pod_are_confined_like_anywhere() {
 }
 
 #[test]
+fn a_privileged_container_is_mighty_in_its_pod_alone() {
+    on_node(async |node| {
+        let mut config = pod(node, "web");
+        pod_linux(&mut config).security_context.get_or_insert_default().privileged = true;
+        let pod = node.run_pod(config).await?;
+        let mut config = inside(sleeper("main"));
+        security(&mut config).privileged = true;
+        let container = pod.run(config).await?;
+        ensure!(container.sh("mount -t tmpfs tmpfs /tmp && hostname other && hostname").await? == "other\n");
+        // The host's devices are there, but not root's in the pod, nor are its settings.
+        ensure!(container.sh("stat -c %u /dev/kmsg").await? == "65534\n");
+        for denied in [
+            "echo berth > /dev/kmsg",
+            "echo 0 > /proc/sys/kernel/panic",
+            "chown 0 /dev/kmsg",
+            "mknod /x c 1 3",
+        ] {
+            ensure!(container.exec(&["sh", "-c", denied]).await?.code != 0, "{denied}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn volumes_have_the_owners_that_cri_says() {
     on_node(async |node| {
         let shared = node.dir().join("shared");
