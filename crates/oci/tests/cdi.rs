@@ -1,4 +1,5 @@
 //! Spec files of CDI as vendors write them, what becomes of a container's spec, and which files are refused.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::path::PathBuf;
 
