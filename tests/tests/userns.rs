@@ -464,6 +464,24 @@ fn handlers_say_whether_they_can() {
         let container = pod.run(config).await.context("with runc")?;
         ensure!(container.sh("id -u; stat -c %u /bin/busybox /mapped/roots").await? == "0\n0\n0\n");
         ensure!(host::status_field(container.pid()?, "Uid")?.starts_with("131072"));
+        pod.remove().await?;
+
+        // Entering a namespace from inside takes that it belongs to the pod's user namespace, and so does mounting sysfs.
+        let mut config = self::pod(node, "shared");
+        config.hostname = String::new();
+        let options = pod_namespaces(&mut config);
+        (options.network, options.pid) = (NamespaceMode::Node.into(), NamespaceMode::Pod.into());
+        let pod = node.run_pod_with(config, "new-runc").await?;
+        let mut config = inside(script("main", "echo out > /dev/stdout; exec sleep 1000"));
+        let options = security(&mut config).namespace_options.get_or_insert_default();
+        (options.network, options.pid) = (NamespaceMode::Node.into(), NamespaceMode::Pod.into());
+        let container = pod.run(config).await.context("with runc, in the host's network")?;
+        ensure!(container.wait_log(1).await?[0].content == "out");
+        ensure!(container.sh("echo again > /dev/stdout").await? == "again\n");
+        let seen =
+            container.sh("cat /proc/1/comm; ls /sys/class/net | grep -c lo; cat /proc/self/uid_map").await?;
+        let wanted = ["berth-pause", "1", "0", "131072", "65536"];
+        ensure!(seen.split_whitespace().collect::<Vec<_>>() == wanted, "{seen}");
         Ok(())
     });
 }

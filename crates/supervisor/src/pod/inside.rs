@@ -2,17 +2,38 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berth_cri::berth::v1::Failure;
 use berth_cri::berth::v1::failure::Kind;
+use berth_cri::berth::v1::{Failure, RootIds};
 use berth_launcher::sys::{SpawnOptions, spawn};
 use berth_launcher::user_namespace::enter;
 use prost::Message;
+use rustix::fs::{FileType, Gid, Uid};
 use rustix::pipe::PipeFlags;
 use rustix::process::{WaitId, WaitIdOptions};
 
 use super::failure::{Fault, Step};
+
+/// The pod's user namespace.
+#[derive(Debug)]
+pub(super) struct UserNamespace {
+    pub(super) fd: OwnedFd,
+    /// The host's ids of the root in it.
+    pub(super) root: RootIds,
+}
+
+impl UserNamespace {
+    /// Gives a pipe to the root inside. A runtime in there can give it on to the container's user, who may open it again as
+    /// /dev/stdout; what is the host's it cannot give away.
+    pub(super) fn own_pipe(&self, end: BorrowedFd<'_>) -> std::io::Result<()> {
+        if FileType::from_raw_mode(rustix::fs::fstat(end)?.st_mode) == FileType::Fifo {
+            let (uid, gid) = (Uid::from_raw(self.root.uid), Gid::from_raw(self.root.gid));
+            rustix::fs::fchown(end, Some(uid), Some(gid))?;
+        }
+        Ok(())
+    }
+}
 
 /// Does `work` in a process that has entered `user`, and waits for it: nothing here may take long.
 pub(super) fn inside(user: BorrowedFd<'_>, work: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {

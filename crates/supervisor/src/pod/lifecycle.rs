@@ -152,7 +152,7 @@ impl Pod {
             output.attach(StreamName::Stderr, streams.stderr);
             Console::Pipes(streams.theirs)
         };
-        let user = self.user_namespace.as_ref().map(AsFd::as_fd);
+        let user = self.user_namespace.as_ref().map(|user| user.fd.as_fd());
         let Launched { pid, pidfd, gate } = launch::create(plan.as_fd(), rootfs.as_fd(), user, console, pid)
             .map_err(|error| from_launch(&error))?;
         let process = Process { pid, pidfd };

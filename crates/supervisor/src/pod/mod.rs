@@ -49,6 +49,7 @@ use rustix::net::SocketFlags;
 use container::{Asked, Container};
 use exec::Exec;
 use external::Run;
+use inside::UserNamespace;
 use note::say;
 use output::Scratch;
 use peer::{Delivery, Peer};
@@ -99,7 +100,7 @@ pub struct Pod {
     children: SignalFd,
     setup: Setup,
     /// Of a pod with user ids of its own.
-    user_namespace: Option<OwnedFd>,
+    user_namespace: Option<UserNamespace>,
     peers: BTreeMap<Key, Peer>,
     containers: BTreeMap<Key, Container>,
     execs: BTreeMap<Key, Exec>,

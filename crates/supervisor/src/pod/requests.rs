@@ -86,7 +86,7 @@ impl Pod {
         self.setup = Setup::Broken;
         let made = make_user_namespace(request).map_err(|fault| fault.into_failure(Kind::Internal))?;
         // OCI runtimes want a path. One in /proc would do, but runc 1.5 takes /proc/PID/fd/N for /proc/PID/ns/user.
-        let target = format!("/proc/{}/fd/{}", std::process::id(), made.as_raw_fd());
+        let target = format!("/proc/{}/fd/{}", std::process::id(), made.fd.as_raw_fd());
         rustix::fs::symlinkat(target, &self.dir, USER_NAMESPACE)
             .step("name the pod's user namespace")
             .map_err(|fault| fault.into_failure(Kind::Internal))?;

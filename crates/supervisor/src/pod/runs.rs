@@ -30,6 +30,10 @@ impl Pod {
         purpose: Purpose,
         wiring: &Wiring<'_>,
     ) -> Result<(), Fault> {
+        if let Some(user) = &self.user_namespace {
+            let owned = wiring.stdio.iter().try_for_each(|end| user.own_pipe(*end));
+            owned.step("give the process's streams to the pod's root")?;
+        }
         let key = self.new_key();
         let files = Files::new(&self.dir_path, key);
         let run = runtime.run(container, purpose, files, wiring).step(|| format!("run {}", runtime.path))?;

@@ -5,28 +5,32 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use berth_cri::berth::v1::{MakeUserNamespace, PodSetup};
+use berth_cri::berth::v1::{IdRange, MakeUserNamespace, PodSetup, RootIds};
 use berth_launcher::user_namespace::Holder;
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags};
 
 use super::failure::{Fault, Step};
-use super::inside::inside;
+use super::inside::{UserNamespace, inside};
 use super::pid_one::PidOne;
 
 /// Makes the pod's user namespace and those that belong to it, and enters the latter. This process stays the host's root,
 /// which it has to be for logs, cgroups and exits.
-pub(super) fn make_user_namespace(request: &MakeUserNamespace) -> Result<OwnedFd, Fault> {
+pub(super) fn make_user_namespace(request: &MakeUserNamespace) -> Result<UserNamespace, Fault> {
     let mut own = CloneFlags::empty();
     own.set(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS, !request.host_network);
     own.set(CloneFlags::CLONE_NEWIPC, !request.host_ipc);
     let ids = request.ids.clone().unwrap_or_default();
     let holder = Holder::start(&ids, own).step("make the pod's user namespace")?;
-    let user = holder.user_namespace().step("open the pod's user namespace")?;
+    let fd = holder.user_namespace().step("open the pod's user namespace")?;
     if !own.is_empty() {
         nix::sched::setns(holder.as_fd(), own).step("enter the namespaces of the pod's user namespace")?;
     }
-    Ok(user)
+    // It has a root, or there would be no holder.
+    let first = |ranges: &[IdRange]| {
+        ranges.iter().find(|range| range.inside == 0).map_or(u32::MAX, |range| range.outside)
+    };
+    Ok(UserNamespace { fd, root: RootIds { uid: first(&ids.uids), gid: first(&ids.gids) } })
 }
 
 /// Enters `netns`, leaves the host's ipc and uts namespaces as asked, sets hostname and sysctls, and starts the
@@ -34,7 +38,7 @@ pub(super) fn make_user_namespace(request: &MakeUserNamespace) -> Result<OwnedFd
 pub(super) fn set_up(
     setup: &PodSetup,
     netns: Option<&OwnedFd>,
-    user: Option<&OwnedFd>,
+    user: Option<&UserNamespace>,
 ) -> Result<Option<PidOne>, Fault> {
     if let Some(netns) = netns {
         nix::sched::setns(netns, CloneFlags::CLONE_NEWNET).step("enter the pod's network namespace")?;
@@ -52,12 +56,12 @@ pub(super) fn set_up(
     match user {
         // Those of an ipc namespace are its owner's alone, however mighty others are.
         Some(user) if !setup.sysctls.is_empty() => {
-            inside(user.as_fd(), || write_sysctls(&setup.sysctls))?;
+            inside(user.fd.as_fd(), || write_sysctls(&setup.sysctls))?;
         }
         _ => write_sysctls(&setup.sysctls)?,
     }
     if setup.shared_pid {
-        let user = user.map(AsFd::as_fd);
+        let user = user.map(|user| user.fd.as_fd());
         PidOne::start(user).step("start the pod's shared pid 1").map(Some)
     } else {
         Ok(None)
