@@ -87,7 +87,7 @@ fn a_device_brings_nodes_mounts_variables_and_groups_with_every_handler() {
 fn a_device_that_only_the_spec_file_allows_can_be_used() {
     on_cdi_node(async |node| {
         // None of those that every container may use.
-        let edits = json!({ "deviceNodes": [{ "path": "/dev/control", "hostPath": "/dev/loop-control", "permissions": "r" }] });
+        let edits = json!({ "deviceNodes": [{ "path": "/dev/control", "hostPath": "/dev/btrfs-control", "permissions": "r" }] });
         describe(node, "cdi/vendor.json", "control", &edits)?;
         let pod = node.run_pod(node.pod("web")).await?;
         let container = pod.run(with_device(sleeper("main"), "control")).await?;
