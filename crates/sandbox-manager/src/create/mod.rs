@@ -1,7 +1,11 @@
-//! CreateContainer: image, snapshot, cgroup, OCI spec, a process at its exec gate; and the one way to undo all of it.
+//! CreateContainer: image, snapshot, cgroup, OCI spec, a process at its exec gate (`process`); and the one way to undo all of
+//! it (`discard`).
+
+mod discard;
+mod process;
 
 use std::{
-    fs, io,
+    fs,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
@@ -10,37 +14,33 @@ use std::{
     },
 };
 
-use berth_cri::{
-    berth::v1::{CreateProcess, ExternalRuntime, failure::Kind},
-    runtime::v1::{
-        ContainerConfig, LinuxContainerSecurityContext, LinuxContainerUser, NamespaceMode, NamespaceOption,
-    },
+use berth_cri::runtime::v1::{
+    ContainerConfig, LinuxContainerSecurityContext, LinuxContainerUser, NamespaceMode, NamespaceOption,
 };
 use berth_image::{Image, MountOptions, Snapshot};
-use berth_launcher::{
-    cgroup::{Cgroup, CgroupError, Resources},
-    compile::{self, Compiled},
-};
+use berth_launcher::cgroup::{Cgroup, Resources};
 use berth_nri::Arriving;
 use berth_oci::{
     ContainerInput, ContainerSpec, ImageDefaults, PidNamespace, PodFiles, PodNamespaces, ResolvedUser,
     SpecError, seccomp,
 };
 use berth_store::Batch;
-use berth_supervisor::client::{CallError, NativeFds, Supervisor};
+use berth_supervisor::client::Supervisor;
 use oci_spec::runtime::Spec;
-use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tree};
 
+pub(crate) use self::{
+    discard::{discard, end_processes},
+    process::{PlanError, seccomp_filter},
+};
 use crate::{
-    Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Sandbox, Timeline, cdi,
+    Container, ContainerId, ContainerState, Error, ImageIdentity, PodView, Timeline, cdi,
     checkpoint::{self, Restored},
     devices,
     error::cause,
-    hooks::{Hooks, Moment},
-    host::{Handler, Host},
+    host::Host,
     plugins::{self, Plugins, to_cri},
     propagation,
-    sandbox::{absent_is_fine, blocking, place, remove_cgroup, remove_folder},
+    sandbox::blocking,
     update,
     user_namespace::PodUserNamespace,
     volumes,
@@ -424,117 +424,12 @@ impl Creation {
         }
     }
 
-    async fn process(
-        &self,
-        spec: &Spec,
-        cgroup: &Cgroup,
-        rootfs: OwnedFd,
-        pid: PidMode,
-        restored: Option<Arc<Restored>>,
-    ) -> Result<i32, Error> {
-        let (host, sandbox) = (&self.host, &self.pod.sandbox);
-        let dir = host.pod_dir(&sandbox.id);
-        let mut request = CreateProcess {
-            container_id: self.id.to_string(),
-            log_path: log_path(&sandbox.config.log_directory, &self.config.log_path)?,
-            stdin: self.config.stdin,
-            stdin_once: self.config.stdin_once,
-            tty: self.config.tty,
-            target_container: match pid {
-                PidMode::Target(container) => container.id.to_string(),
-                PidMode::Own | PidMode::Host | PidMode::Pod => String::new(),
-            },
-            cgroup_dirs: cgroup.dirs().map(|dir| dir.to_string_lossy().into_owned()).collect(),
-            external: None,
-            restored: None,
-        };
-        let mut hooks = None;
-        let fds = match host.handler(&sandbox.handler)? {
-            Handler::Native if restored.is_some() => {
-                let at = dir.rootfs(&self.id);
-                let step = "mount its root file system for CRIU";
-                place(&rootfs, &at)
-                    .and_then(|()| Ok(mount_change(&at, MountPropagationFlags::PRIVATE)?))
-                    .map_err(self.step(step))?;
-                let restored = restored.as_ref().map(|restored| restored.process(host, spec, cgroup, &at));
-                request.restored = restored.transpose()?;
-                None
-            }
-            Handler::Native => {
-                hooks = self.hooks(spec).map_err(self.step("prepare its hooks"))?;
-                let state = hooks.as_ref().map(Hooks::state);
-                let compiled = plan(host, spec, cgroup, state).map_err(self.step("compile its OCI spec"))?;
-                self.warn(compiled.warnings.into_iter().map(|warning| warning.0));
-                let rootfs = match hooks {
-                    None => rootfs,
-                    Some(_) => {
-                        self.shown(rootfs).map_err(self.step("mount its root file system for hooks"))?
-                    }
-                };
-                Some(NativeFds { plan: compiled.plan, rootfs })
-            }
-            Handler::External { path } => {
-                let at = dir.rootfs(&self.id);
-                place(&rootfs, &at).map_err(self.step("mount its root file system for the OCI runtime"))?;
-                request.external = Some(ExternalRuntime {
-                    path: path.to_string_lossy().into_owned(),
-                    bundle: dir.container(&self.id).to_string_lossy().into_owned(),
-                    root: dir.runtime_root().to_string_lossy().into_owned(),
-                    timeout_seconds: u32::try_from(host.config.external_timeout.as_secs())
-                        .unwrap_or(u32::MAX),
-                });
-                None
-            }
-        };
-        // External runtimes look for the program before the gate; the native launcher at it.
-        let time = hooks.as_ref().map(Hooks::while_creating).unwrap_or_default();
-        let created = self.supervisor.create(request, fds, time).await;
-        let created = created.map_err(Error::refused(&self.id, self.label(), "set its process up"))?;
-        if let Some(hooks) = hooks.filter(|_| created.held) {
-            for moment in [Moment::Prestart, Moment::CreateRuntime] {
-                hooks.run(moment, created.pid).await.map_err(self.step("run its hooks"))?;
-            }
-            let resumed = self.supervisor.resume(self.id.as_str(), time).await;
-            resumed.map_err(Error::refused(&self.id, self.label(), "set its process up"))?;
-        }
-        Ok(created.pid)
-    }
-
-    /// The hooks of a container of the native launcher, kept for later.
-    fn hooks(&self, spec: &Spec) -> io::Result<Option<Hooks>> {
-        let dir = self.host.pod_dir(&self.pod.sandbox.id);
-        let hooks = Hooks::of(spec, self.id.as_str(), &dir.container(&self.id))?;
-        if let Some(hooks) = &hooks {
-            hooks.save(&dir.hooks(&self.id))?;
-        }
-        Ok(hooks)
-    }
-
-    /// Gives the root a path, which hooks find in the bundle, and makes another mount of it for the container.
-    fn shown(&self, rootfs: OwnedFd) -> io::Result<OwnedFd> {
-        place(&rootfs, &self.host.pod_dir(&self.pod.sandbox.id).rootfs(&self.id))?;
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        Ok(open_tree(rootfs, "", flags)?)
-    }
-
     /// What this host cannot give is left out, and said.
     fn warn(&self, warnings: impl IntoIterator<Item = String>) {
         for warning in warnings {
             tracing::warn!(container = %self.id.short(), "{warning}");
         }
     }
-}
-
-/// A spec that the native launcher does not take.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PlanError {
-    #[error("seccomp")]
-    Seccomp(#[from] seccomp::SeccompError),
-    #[error("spec")]
-    Compile(#[from] compile::CompileError),
-    #[error("cgroup")]
-    Cgroup(#[from] CgroupError),
 }
 
 /// A container's pid namespace.
@@ -556,20 +451,6 @@ enum SeccompProfile {
     Localhost(Vec<u8>),
 }
 
-fn plan(host: &Host, spec: &Spec, cgroup: &Cgroup, hook_state: Option<&str>) -> Result<Compiled, PlanError> {
-    let filter = seccomp_filter(host, spec)?;
-    Ok(compile::compile(spec, host.compile_input(cgroup, filter.as_ref(), hook_state))?)
-}
-
-/// The compiled filter of a spec's seccomp profile.
-pub(crate) fn seccomp_filter(
-    host: &Host,
-    spec: &Spec,
-) -> Result<Option<Arc<seccomp::Filter>>, seccomp::SeccompError> {
-    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    profile.map(|profile| host.filters.get_or_compile(profile)).transpose()
-}
-
 fn log_path(directory: &str, file: &str) -> Result<String, Error> {
     match (directory, file) {
         (_, "") | ("", _) => Ok(String::new()),
@@ -579,59 +460,6 @@ fn log_path(directory: &str, file: &str) -> Result<String, Error> {
         }),
         (directory, file) => Ok(Path::new(directory).join(file).to_string_lossy().into_owned()),
     }
-}
-
-/// Makes sure that no process and no cgroup of a container is left. The supervisor forgets it as well.
-pub(crate) async fn end_processes(
-    host: &Host,
-    sandbox: &Sandbox,
-    id: &ContainerId,
-    supervisor: Option<&Supervisor>,
-) -> Result<(), Error> {
-    let label = id.label();
-    if let Some(supervisor) = supervisor {
-        match supervisor.delete(id.as_str()).await {
-            Ok(()) | Err(CallError::Gone) => {}
-            // It runs: its cgroup ends it below, and the supervisor is not asked to go on without it.
-            Err(CallError::Failed(failure)) if failure.kind() == Kind::WrongState => {}
-            Err(err) => return Err(Error::step(label, "end its processes")(err)),
-        }
-    }
-    let path = format!("{}/{id}", sandbox.cgroup_parent);
-    // Removing a cgroup kills what is in it first.
-    remove_cgroup(host, &path, label).await
-}
-
-/// The poststop hooks, once. What they cannot do keeps nobody from removing the container (runtime.md, "Lifecycle").
-async fn run_last_hooks(path: &Path, label: &str) {
-    let loaded = Hooks::load(path);
-    if let Ok(Some(hooks)) = &loaded
-        && let Err(err) = hooks.run(Moment::Poststop, 0).await
-    {
-        tracing::warn!(container = label, error = cause(&err), "a poststop hook failed");
-    }
-    if let Err(err) = loaded.and_then(|_| absent_is_fine(fs::remove_file(path))) {
-        tracing::warn!(container = label, error = cause(&err), "cannot read or remove its hooks");
-    }
-}
-
-/// Removes everything of a container, its record last. Each step may have been done before.
-pub(crate) async fn discard(
-    host: &Host,
-    sandbox: &Sandbox,
-    id: &ContainerId,
-    supervisor: Option<&Supervisor>,
-) -> Result<(), Error> {
-    let label = id.label();
-    end_processes(host, sandbox, id, supervisor).await?;
-    run_last_hooks(&host.pod_dir(&sandbox.id).hooks(id), &label).await;
-    let dir = host.pod_dir(&sandbox.id).container(id);
-    blocking(move || remove_folder(&dir)).await.map_err(Error::step(&label, "remove its folder"))?;
-    host.images.remove_snapshot(id.as_str()).await.map_err(Error::step(&label, "remove its snapshot"))?;
-    volumes::discard(host, sandbox, id).await?;
-    host.persist(Batch::new().delete::<Container>(id.as_str()))
-        .await
-        .map_err(Error::step(&label, "delete its record"))
 }
 
 #[cfg(test)]
