@@ -22,9 +22,10 @@ use berth_tests::{
     on_node, on_node_with, tools, wait_until,
 };
 use k8s_cri::v1::{
-    ContainerConfig, ContainerState, ContainerStatsRequest, IdMapping, Mount, PodSandboxConfig,
+    CdiDevice, ContainerConfig, ContainerState, ContainerStatsRequest, IdMapping, Mount, PodSandboxConfig,
     StatusRequest, UserNamespace,
 };
+use serde_json::json;
 
 /// Where the pods' ids begin on the host, as kubelet gives them out.
 const FIRST: u32 = 131_072;
@@ -67,6 +68,46 @@ fn volume(from: &std::path::Path, to: &str, mapped: bool) -> Mount {
 /// A file of the container as the host sees it.
 fn outside(container: &Container<'_>, path: &str) -> Result<fs::Metadata> {
     Ok(fs::metadata(format!("/proc/{}/root{path}", container.pid()?))?)
+}
+
+#[test]
+fn cdi_devices_and_hooks_come_to_it_as_to_any_other() {
+    let extra_config = "cdi_spec_dirs = [\"@DIR@/cdi\"]".to_owned();
+    on_node_with(Options { extra_config, ..Options::default() }, async |node| {
+        let hook = node.dir().join("hook");
+        fs::write(
+            &hook,
+            format!("#!/bin/sh\nid -u > {0}.ran; cat /proc/self/uid_map >> {0}.ran\n", hook.display()),
+        )?;
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
+        let edits = json!({
+            "deviceNodes": [{ "path": "/dev/thing0", "hostPath": "/dev/null" }],
+            "hooks": [
+                { "hookName": "createRuntime", "path": "/bin/true" },
+                { "hookName": "createContainer", "path": hook },
+                { "hookName": "startContainer", "path": "/bin/sh", "args": ["sh", "-c", "cat /proc/self/uid_map > /tmp/map"] },
+            ],
+        });
+        let device = json!({ "name": "one", "containerEdits": edits });
+        let spec = json!({ "cdiVersion": "0.6.0", "kind": "vendor.com/thing", "devices": [device] });
+        fs::create_dir(node.dir().join("cdi"))?;
+        fs::write(node.dir().join("cdi/vendor.json"), spec.to_string())?;
+        let pod = node.run_pod(pod(node, "web")).await?;
+        let mut config = inside(sleeper("main"));
+        config.cdi_devices = vec![CdiDevice { name: "vendor.com/thing=one".into() }];
+        let container = pod.run(config).await?;
+        ensure!(
+            container.sh("stat -c '%F %t,%T' /dev/thing0; echo x > /dev/thing0").await?
+                == "character special file 1,3\n"
+        );
+        // The vendor's is the host's root; the image's is the pod's.
+        let ran = fs::read_to_string(hook.with_extension("ran"))?;
+        let words: Vec<&str> = ran.split_whitespace().collect();
+        ensure!(words == ["0", "0", "0", "4294967295"], "{ran}");
+        let map = container.sh("cat /tmp/map").await?;
+        ensure!(map.split_whitespace().nth(1) == Some(&FIRST.to_string()), "{map}");
+        Ok(())
+    });
 }
 
 #[test]

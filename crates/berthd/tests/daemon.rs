@@ -12,8 +12,8 @@ use std::time::Duration;
 use berth_cri::runtime::v1::image_service_client::ImageServiceClient;
 use berth_cri::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use berth_cri::runtime::v1::{
-    CheckpointContainerRequest, ImageSpec, ImageStatusRequest, StreamContainersRequest, StreamImagesRequest,
-    StreamPodSandboxesRequest,
+    CheckpointContainerRequest, CheckpointPodRequest, ImageSpec, ImageStatusRequest, StreamContainersRequest,
+    StreamImagesRequest, StreamPodSandboxesRequest,
 };
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::{Signal, kill};
@@ -178,14 +178,9 @@ async fn an_idle_connection_does_not_hold_up_the_end() {
 async fn an_rpc_that_is_not_built_is_unimplemented_with_its_name() {
     let daemon = Daemon::start(&[]);
     let channel = daemon.channel().await;
-    let status = RuntimeServiceClient::new(channel)
-        .checkpoint_container(CheckpointContainerRequest::default())
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::Unimplemented, "CheckpointContainer is not implemented")
-    );
+    let status =
+        RuntimeServiceClient::new(channel).checkpoint_pod(CheckpointPodRequest::default()).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unimplemented, "CheckpointPod is not implemented"));
 }
 
 #[tokio::test]
@@ -228,7 +223,7 @@ async fn every_call_is_logged_with_its_method_its_caller_and_its_subject() {
     for part in [
         format!("peer.pid={}", std::process::id()),
         "container.id=\"c0ffee\"".to_owned(),
-        "code=Unimplemented".to_owned(),
+        "code=NotFound".to_owned(),
         "latency_ms=".to_owned(),
     ] {
         assert!(line.contains(&part), "{part} is missing: {line}");
