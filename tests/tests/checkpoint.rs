@@ -18,6 +18,7 @@ use k8s_cri::v1::{
     CheckpointContainerRequest, ContainerConfig, ContainerState, Mount, SecurityProfile,
     security_profile::ProfileType,
 };
+use tempfile::TempDir;
 use tonic::Code;
 
 /// A node with a criu that works here.
@@ -285,20 +286,21 @@ fn what_cannot_be_written_down_is_refused_by_name() {
     });
 }
 
-/// A program that stands in for criu.
-fn stand_in(name: &str, text: &str) -> Result<PathBuf> {
-    let path = std::env::temp_dir().join(format!("berth-test-criu-{}-{name}", std::process::id()));
+/// A program that stands in for criu, in a folder that goes with it.
+fn stand_in(text: &str) -> Result<(TempDir, String)> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("criu");
     fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path)
+    Ok((folder, path.display().to_string()))
 }
 
 #[test]
 fn when_criu_fails_its_errors_are_told_and_the_container_runs_on() {
     let text = "while [ $# -gt 1 ]; do [ $1 = --log-file ] && log=$2; shift; done
         echo '(00.1) Error (criu/files.c:1): no way to write that down' > $log; exit 1";
-    let criu = stand_in("failing", text).expect("a program");
-    on_node_with_criu(&criu.display().to_string(), async |node| {
+    let (_folder, criu) = stand_in(text).expect("a program");
+    on_node_with_criu(&criu, async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
         let container = counting(&pod).await?;
         let archive = node.dir().join("x.tar");
@@ -307,13 +309,12 @@ fn when_criu_fails_its_errors_are_told_and_the_container_runs_on() {
         ensure!(!archive.exists());
         runs_on(&container).await
     });
-    fs::remove_file(criu).expect("it can be removed");
 }
 
 #[test]
 fn a_criu_that_hangs_is_killed_and_a_killed_daemon_leaves_nothing_frozen() {
-    let criu = stand_in("hanging", "exec sleep 1000").expect("a program");
-    on_node_with_criu(&criu.display().to_string(), async |node| {
+    let (_folder, criu) = stand_in("exec sleep 1000").expect("a program");
+    on_node_with_criu(&criu, async |node| {
         let pod = node.run_pod(node.pod("web")).await?;
         let container = counting(&pod).await?;
         let archive = node.dir().join("x.tar");
@@ -340,5 +341,4 @@ fn a_criu_that_hangs_is_killed_and_a_killed_daemon_leaves_nothing_frozen() {
         node.start().await?;
         runs_on(&container).await
     });
-    fs::remove_file(criu).expect("it can be removed");
 }
