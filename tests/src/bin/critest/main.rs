@@ -139,7 +139,7 @@ async fn run_all(node: &Node, critest: &Path, arguments: &Arguments) -> Result<b
         let title = format!("cgroup v{}, {transport}", host::cgroup_version());
         println!("\n== {title}");
         let specs = run(node, critest, *transport, arguments).await?;
-        good &= judge(&specs, *transport, arguments)?;
+        good &= judge(&specs, *transport, node, arguments)?;
         table.push_str(&report::row(&title, &specs));
     }
     println!("\n{table}");
@@ -198,12 +198,17 @@ fn path_with_sudo(folder: &Path) -> Result<OsString> {
 }
 
 /// Prints what did not pass, and why; whether that is as it must be.
-fn judge(specs: &[Spec], transport: Transport, arguments: &Arguments) -> Result<bool> {
+fn judge(specs: &[Spec], transport: Transport, node: &Node, arguments: &Arguments) -> Result<bool> {
     ensure!(!specs.is_empty(), "no spec was run");
+    let without_user_namespaces = without_user_namespaces(node)?;
     for spec in specs {
         let impossible = IMPOSSIBLE.iter().find(|(name, _)| spec.name.contains(name));
         match (&spec.outcome, impossible) {
             (Outcome::Passed, _) => {}
+            (Outcome::Skipped(why), _) if why.contains("supports user namespaces") => {
+                let kernel = without_user_namespaces.as_deref().unwrap_or("berth says no reason");
+                println!("skipped {}: {why}: {kernel}", spec.name);
+            }
             (Outcome::Skipped(why), _) => println!("skipped {}: {why}", spec.name),
             (Outcome::Failed(_), Some((_, why))) => println!("failed  {}: {why}", spec.name),
             (Outcome::Failed(_), None) => {
@@ -223,4 +228,11 @@ fn judge(specs: &[Spec], transport: Transport, arguments: &Arguments) -> Result<
         println!("must pass and did not: {name}");
     }
     Ok(missed.is_empty())
+}
+
+/// What the daemon found this kernel to lack for pods' user namespaces. critest knows only that the runtime has none.
+fn without_user_namespaces(node: &Node) -> Result<Option<String>> {
+    let log = fs::read_to_string(node.dir().join("berthd.log")).context("reading the daemon's log")?;
+    let line = log.lines().find(|line| line.contains("pods cannot have user namespaces"));
+    Ok(line.and_then(|line| line.split_once("why=")).map(|(_, why)| why.trim_matches('"').to_owned()))
 }
