@@ -300,7 +300,8 @@ fn the_pods_network_is_roots_own() {
         );
         for address in pod.ips().await? {
             let at: SocketAddr = SocketAddr::new(address.parse()?, 80);
-            ensure!(get(at)?.ends_with("hello\n"), "{at} does not answer");
+            let answer = get(at).with_context(|| format!("asking {at}"))?;
+            ensure!(answer.ends_with("hello\n"), "{at}: {answer:?}");
         }
 
         let local = free_port()?;
