@@ -182,9 +182,7 @@ impl Port {
         let number = |fields: &mut Fields<'_>, key| {
             fields.integer(key, 1..=65535).and_then(|port| u16::try_from(port).ok())
         };
-        if !fields.has("containerPort") {
-            fields.fault("containerPort", "is required");
-        }
+        fields.demand("containerPort");
         let container_port = number(fields, "containerPort");
         let host_port = number(fields, "hostPort");
         let host_ip = fields.checked("hostIP", |text| match text.parse::<std::net::IpAddr>() {

@@ -144,13 +144,9 @@ fn add(manifests: &mut Manifests, fields: &mut Fields<'_>, kind: &str) {
     };
     match kind {
         "ConfigMap" | "Secret" => {
-            let (metadata, config) = match kind {
-                "Secret" => config::secret(fields),
-                _ => config::config_map(fields),
-            };
-            let all = match kind {
-                "Secret" => &mut manifests.configs.secrets,
-                _ => &mut manifests.configs.config_maps,
+            let ((metadata, config), all) = match kind {
+                "Secret" => (config::secret(fields), &mut manifests.configs.secrets),
+                _ => (config::config_map(fields), &mut manifests.configs.config_maps),
             };
             let key = (metadata.namespace.clone(), metadata.name.clone());
             if all.insert(key, config).is_some() {

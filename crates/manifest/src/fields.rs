@@ -3,7 +3,7 @@
 //! serde stops at the first fault. Who writes a manifest wants all of them, so the tree is walked by hand.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
@@ -61,8 +61,7 @@ pub(crate) struct Fields<'a> {
     path: String,
     entries: BTreeMap<&'a str, &'a Value>,
     known: Vec<&'static str>,
-    read: BTreeSet<&'static str>,
-    pub(crate) notes: &'a Notes,
+    notes: &'a Notes,
 }
 
 impl<'a> Fields<'a> {
@@ -79,8 +78,7 @@ impl<'a> Fields<'a> {
         };
         let entries =
             object.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.as_str(), value));
-        let mut fields =
-            Fields { path, entries: entries.collect(), known: Vec::new(), read: BTreeSet::new(), notes };
+        let mut fields = Fields { path, entries: entries.collect(), known: Vec::new(), notes };
         let read = read(&mut fields);
         for key in fields.entries.keys() {
             let close = closest(key, &fields.known);
@@ -105,9 +103,7 @@ impl<'a> Fields<'a> {
 
     fn take(&mut self, key: &'static str) -> Option<&'a Value> {
         self.known.push(key);
-        let value = self.entries.remove(key)?;
-        self.read.insert(key);
-        Some(value)
+        self.entries.remove(key)
     }
 
     fn typed<T>(
@@ -128,13 +124,18 @@ impl<'a> Fields<'a> {
         self.typed(key, "a string", |value| value.as_str().map(str::to_owned))
     }
 
+    /// Notes it when a key is not there; whatever its type, it is read by what is called next. Whether it is there.
+    pub(crate) fn demand(&self, key: &str) -> bool {
+        let there = self.has(key);
+        if !there {
+            self.fault(key, "is required");
+        }
+        there
+    }
+
     /// A string that has to be there and not be empty.
     pub(crate) fn required(&mut self, key: &'static str) -> String {
-        if !self.has(key) {
-            self.known.push(key);
-            self.fault(key, "is required");
-            return String::new();
-        }
+        self.demand(key);
         let value = self.string(key);
         if value.as_deref() == Some("") {
             self.fault(key, "must not be empty");
@@ -163,10 +164,7 @@ impl<'a> Fields<'a> {
         key: &'static str,
         check: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        if !self.has(key) {
-            self.known.push(key);
-            self.fault(key, "is required");
-        }
+        self.demand(key);
         self.checked(key, check)
     }
 
@@ -194,11 +192,7 @@ impl<'a> Fields<'a> {
         if range.contains(&value) {
             return Some(value);
         }
-        let problem = match *range.end() {
-            i64::MAX => format!("must be at least {}, not {value}", range.start()),
-            end => format!("must be from {} to {end}, not {value}", range.start()),
-        };
-        self.fault(key, problem);
+        self.fault(key, format!("must be from {} to {}, not {value}", range.start(), range.end()));
         None
     }
 
@@ -306,11 +300,6 @@ impl<'a> Fields<'a> {
     /// Nothing of the rest is looked at.
     pub(crate) fn ignore_rest(&mut self) {
         self.entries.clear();
-    }
-
-    /// Whether a key was there when it was asked for: it is known, and no fault says that it is missing.
-    pub(crate) fn has_read(&self, key: &str) -> bool {
-        self.read.contains(key)
     }
 
     /// Fields that must not be here, whatever the strictness.

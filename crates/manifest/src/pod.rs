@@ -116,9 +116,7 @@ const CLUSTER: &str = "there is no cluster";
 impl Metadata {
     /// Reads the object `metadata`.
     pub(crate) fn read(fields: &mut Fields<'_>) -> Metadata {
-        if !fields.has("metadata") {
-            fields.fault("metadata", "is required");
-        }
+        fields.demand("metadata");
         let read = fields.object("metadata", |fields| {
             fields.skip(&["creationTimestamp", "resourceVersion", "generation", "managedFields", "selfLink"]);
             fields.meaningless(
@@ -148,9 +146,7 @@ impl Pod {
     /// Reads a document of the kind; None when what it is cannot be said for its faults.
     pub(crate) fn read(fields: &mut Fields<'_>, scope: &Scope<'_>, metadata: Metadata) -> Option<Pod> {
         fields.skip(&["status"]);
-        if !fields.has("spec") {
-            fields.fault("spec", "is required");
-        }
+        fields.demand("spec");
         fields.object("spec", |fields| spec(fields, scope, metadata))
     }
 }
@@ -173,9 +169,7 @@ fn spec(fields: &mut Fields<'_>, scope: &Scope<'_>, metadata: Metadata) -> Pod {
     let scope = &Scope { pod: Some(&siblings), ..*scope };
     let mut startup: Vec<Startup> =
         fields.objects("initContainers", |fields| init(fields, scope)).into_iter().flatten().collect();
-    if !fields.has("containers") {
-        fields.fault("containers", "is required");
-    }
+    let listed = fields.demand("containers");
     let mut standard = Vec::new();
     for (container, is_sidecar) in
         fields.objects("containers", |fields| plain(fields, scope)).into_iter().flatten()
@@ -185,7 +179,7 @@ fn spec(fields: &mut Fields<'_>, scope: &Scope<'_>, metadata: Metadata) -> Pod {
             false => standard.push(container),
         }
     }
-    if standard.is_empty() && fields.has_read("containers") {
+    if listed && standard.is_empty() {
         fields.fault("containers", "needs one that is no sidecar");
     }
     let ephemeral = fields.objects("ephemeralContainers", |fields| EphemeralContainer::read(fields, scope));

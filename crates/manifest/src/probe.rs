@@ -145,9 +145,7 @@ impl ProbeAction {
             })?,
             _ => fields.object("grpc", |fields| {
                 let service = fields.string("service").unwrap_or_default();
-                if !fields.has("port") {
-                    fields.fault("port", "is required");
-                }
+                fields.demand("port");
                 let port = u16::try_from(fields.integer("port", 1..=65535)?).ok()?;
                 Some(Self::Grpc { port, service })
             })?,
@@ -183,8 +181,9 @@ fn exec(fields: &mut Fields<'_>) -> Option<Vec<String>> {
 
 /// A number or the name of one of the container's ports.
 fn port(fields: &mut Fields<'_>, ports: &[Port]) -> Option<PortRef> {
-    match fields.any("port") {
-        Some(Value::Number(number)) => {
+    fields.demand("port");
+    match fields.any("port")? {
+        Value::Number(number) => {
             let number = number.as_u64().and_then(|number| u16::try_from(number).ok());
             if number.is_none_or(|number| number == 0) {
                 fields.fault("port", "must be from 1 to 65535");
@@ -192,7 +191,7 @@ fn port(fields: &mut Fields<'_>, ports: &[Port]) -> Option<PortRef> {
             }
             number.map(PortRef::Number)
         }
-        Some(Value::String(name)) => {
+        Value::String(name) => {
             if let Err(problem) = names::port(name) {
                 fields.fault("port", problem);
                 return None;
@@ -203,12 +202,8 @@ fn port(fields: &mut Fields<'_>, ports: &[Port]) -> Option<PortRef> {
             }
             Some(PortRef::Name(name.clone()))
         }
-        Some(_) => {
+        _ => {
             fields.fault("port", "must be a number or the name of a port");
-            None
-        }
-        None => {
-            fields.fault("port", "is required");
             None
         }
     }
@@ -236,9 +231,7 @@ impl Hook {
                 "exec" => exec(fields).map(Self::Exec),
                 "httpGet" => HttpGet::read(fields, ports).map(Self::HttpGet),
                 _ => fields.object("sleep", |fields| {
-                    if !fields.has("seconds") {
-                        fields.fault("seconds", "is required");
-                    }
+                    fields.demand("seconds");
                     fields.seconds("seconds", 0).map(Self::Sleep)
                 })?,
             }

@@ -161,9 +161,7 @@ fn profile(fields: &mut Fields<'_>, key: &'static str) -> Option<(Kind, String)>
             ("Localhost", Kind::Localhost),
             ("Unconfined", Kind::Unconfined),
         ];
-        if !fields.has("type") {
-            fields.fault("type", "is required");
-        }
+        fields.demand("type");
         let kind = fields.word("type", &kinds)?;
         let check = |text: &str| match key {
             "seccompProfile" => names::path_below(text),

@@ -14,8 +14,6 @@ pub(super) struct Life {
     pub(super) planned: PlannedContainer,
     /// The current one, from 0.
     pub(super) attempt: u32,
-    /// How often it was started again.
-    pub(super) restarts: u32,
     pub(super) state: State,
     /// How the attempt before this one ended.
     pub(super) last: Option<Ended>,
@@ -112,7 +110,6 @@ impl Life {
         Self {
             planned: planned.clone(),
             attempt: 0,
-            restarts: 0,
             state: State::Waiting(Waiting::Turn),
             last: None,
             backoff: Backoff::default(),
@@ -134,6 +131,14 @@ impl Life {
         match &self.state {
             State::Running(running) => running.is_started(),
             _ => false,
+        }
+    }
+
+    /// How often it was started again: an attempt counts once it has run, or could not.
+    pub(super) fn restarts(&self) -> u32 {
+        match self.state {
+            State::Running(_) | State::Terminated { .. } => self.attempt,
+            _ => self.attempt.saturating_sub(1),
         }
     }
 
@@ -180,7 +185,6 @@ impl Life {
         let post_start = if self.planned.post_start { PostStart::Wanted } else { PostStart::Done };
         let probes = &self.planned.probes;
         let probe = |planned: &Option<_>| planned.as_ref().map(|planned| Probe::new(planned, now));
-        self.restarts = self.attempt;
         self.state = State::Running(Box::new(Running {
             since: now,
             post_start,
@@ -277,6 +281,14 @@ impl Running {
         self.post_start == PostStart::Done && passed
     }
 
+    fn probe(&self, kind: ProbeKind) -> Option<&Probe> {
+        match kind {
+            ProbeKind::Startup => self.startup.as_ref(),
+            ProbeKind::Liveness => self.liveness.as_ref(),
+            ProbeKind::Readiness => self.readiness.as_ref(),
+        }
+    }
+
     pub(super) fn probe_mut(&mut self, kind: ProbeKind) -> Option<&mut Probe> {
         match kind {
             ProbeKind::Startup => self.startup.as_mut(),
@@ -302,14 +314,7 @@ impl Running {
         if let Some(ending) = &self.ending {
             return vec![ending.deadline];
         }
-        let due = |kind: ProbeKind| {
-            let probe = match kind {
-                ProbeKind::Startup => &self.startup,
-                ProbeKind::Liveness => &self.liveness,
-                ProbeKind::Readiness => &self.readiness,
-            };
-            probe.as_ref().filter(|probe| !probe.in_flight).map(|probe| probe.due)
-        };
-        self.probes().into_iter().filter_map(due).collect()
+        let waiting = self.probes().into_iter().filter_map(|kind| self.probe(kind));
+        waiting.filter(|probe| !probe.in_flight).map(|probe| probe.due).collect()
     }
 }

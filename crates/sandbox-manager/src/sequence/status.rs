@@ -174,7 +174,7 @@ impl Life {
             state,
             ready: self.is_ready(),
             started: self.is_started(),
-            restarts: self.restarts,
+            restarts: self.restarts(),
             last: self.last.clone(),
         }
     }
