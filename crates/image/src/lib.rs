@@ -25,7 +25,6 @@ mod records;
 mod reference;
 mod registry;
 mod snapshots;
-mod sys;
 mod tree;
 mod unpack;
 

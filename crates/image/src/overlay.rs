@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use berth_launcher::sys::id_map_mount;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags};
@@ -13,8 +14,6 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
-
-use crate::sys;
 
 /// The kernel takes no longer string in one `fsconfig` call.
 const MAX_VALUE: usize = 255;
@@ -91,7 +90,7 @@ impl Overlay<'_> {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let layer =
                 open_tree(rustix::fs::CWD, path, flags).map_err(OverlayError::new("copy a layer's mount"))?;
-            sys::id_map_mount(layer.as_fd(), user).map_err(|source| OverlayError {
+            id_map_mount(&layer, user, false).map_err(|source| OverlayError {
                 step: "map the ids of a layer's mount",
                 said: String::new(),
                 source,
@@ -238,6 +237,7 @@ fn log(context: &OwnedFd) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
     use std::process::{Child, Command};
 

@@ -158,7 +158,7 @@ impl Container {
     /// Path of its cgroup below each hierarchy's root.
     #[must_use]
     pub fn cgroup_path(&self, cgroup_parent: &str) -> String {
-        format!("{cgroup_parent}/{}", self.id)
+        self.id.cgroup_path(cgroup_parent)
     }
 
     /// The same container in another state.

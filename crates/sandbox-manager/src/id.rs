@@ -63,6 +63,11 @@ impl ContainerId {
     pub(crate) fn label(&self) -> String {
         format!("container {}", self.short())
     }
+
+    /// Path of the container's cgroup below each hierarchy's root.
+    pub(crate) fn cgroup_path(&self, cgroup_parent: &str) -> String {
+        format!("{cgroup_parent}/{self}")
+    }
 }
 
 fn random_hex() -> String {

@@ -31,21 +31,24 @@ pub(crate) async fn end_processes(
             Err(err) => return Err(Error::step(label, "end its processes")(err)),
         }
     }
-    let path = format!("{}/{id}", sandbox.cgroup_parent);
     // Removing a cgroup kills what is in it first.
-    remove_cgroup(host, &path, label).await
+    remove_cgroup(host, &id.cgroup_path(&sandbox.cgroup_parent), label).await
 }
 
 /// The poststop hooks, once. What they cannot do keeps nobody from removing the container (runtime.md, "Lifecycle").
 async fn run_last_hooks(path: &Path, label: &str) {
-    let loaded = Hooks::load(path);
-    if let Ok(Some(hooks)) = &loaded
-        && let Err(err) = hooks.run(Moment::Poststop, 0).await
-    {
+    let hooks = match Hooks::load(path) {
+        Ok(None) => return,
+        Ok(Some(hooks)) => hooks,
+        Err(err) => {
+            return tracing::warn!(container = label, error = cause(&err), "cannot read its hooks");
+        }
+    };
+    if let Err(err) = hooks.run(Moment::Poststop, 0).await {
         tracing::warn!(container = label, error = cause(&err), "a poststop hook failed");
     }
-    if let Err(err) = loaded.and_then(|_| absent_is_fine(fs::remove_file(path))) {
-        tracing::warn!(container = label, error = cause(&err), "cannot read or remove its hooks");
+    if let Err(err) = absent_is_fine(fs::remove_file(path)) {
+        tracing::warn!(container = label, error = cause(&err), "cannot remove its hooks");
     }
 }
 

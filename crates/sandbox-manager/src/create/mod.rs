@@ -172,7 +172,7 @@ impl Creation {
         name: &str,
     ) -> Result<(Container, Option<Arriving>), Error> {
         let (host, sandbox) = (&self.host, &self.pod.sandbox);
-        let cgroup_path = format!("{}/{}", sandbox.cgroup_parent, self.id);
+        let cgroup_path = self.id.cgroup_path(&sandbox.cgroup_parent);
         let cgroup = timeline.step(format!("container {name}: cgroup"), async {
             let (cgroups, path) = (host.cgroups.clone(), cgroup_path.clone());
             blocking(move || cgroups.create(&path)).await.map_err(self.step("make its cgroup"))
