@@ -11,7 +11,6 @@ use std::{
 use berth_cri::berth::v1::{ExecExited, ExecProcess};
 use berth_launcher::compile;
 use berth_supervisor::client::{CallError, Exec, Supervisor};
-use oci_spec::runtime::Spec;
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::timeout};
 
 use crate::{
@@ -153,9 +152,7 @@ pub(crate) async fn plan(
     tty: bool,
 ) -> Result<Vec<u8>, Error> {
     let label = container.id.label();
-    let path = host.pod_dir(&sandbox.id).spec(&container.id);
-    let json = tokio::fs::read(&path).await.map_err(Error::step(&label, "read its OCI spec"))?;
-    let spec: Spec = serde_json::from_slice(&json).map_err(Error::step(&label, "read its OCI spec"))?;
+    let spec = host.spec_of(container).await.map_err(Error::step(&label, "read its OCI spec"))?;
     let first = spec
         .process()
         .as_ref()

@@ -19,10 +19,10 @@ use berth_oci::{AppArmor, HostFacts, OpenFiles, capabilities_from_mask, seccomp}
 use berth_store::{Batch, Store, StoreError};
 use berth_supervisor::client::SupervisorBinary;
 
-use oci_spec::runtime::LinuxSeccomp;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
 use sha2::{Digest as _, Sha256};
 
-use crate::{SandboxId, events::Bus, files::PodDir, sandbox::blocking, user_namespace::Support};
+use crate::{Container, SandboxId, events::Bus, files::PodDir, sandbox::blocking, user_namespace::Support};
 
 /// How containers of a handler are launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +153,15 @@ impl Host {
 
     pub(crate) fn pod_dir(&self, id: &SandboxId) -> PodDir {
         PodDir::new(&self.config.state.join("pods"), id)
+    }
+
+    /// The OCI spec that a container was made from.
+    ///
+    /// # Errors
+    /// `NotFound` once its pod is stopped.
+    pub(crate) async fn spec_of(&self, container: &Container) -> io::Result<Spec> {
+        let path = self.pod_dir(&container.sandbox_id).spec(&container.id);
+        Ok(serde_json::from_slice(&tokio::fs::read(path).await?)?)
     }
 
     /// What every plan is compiled with.

@@ -127,12 +127,14 @@ pub(crate) async fn take(
     // Dumping takes the disk and both processors; and of one container there can only be one at a time.
     let _turn = host.checkpoints.lock().await;
     let (on, of) = (Arc::clone(&host), Arc::clone(&container));
-    let (location, prepared) = blocking(move || {
-        let prepared = refuse(&on, &sandbox, &of, &location).and_then(|()| prepare(&on, &sandbox, &of));
-        (location, prepared)
+    let spec = host.spec_of(&container).await.map_err(Error::step(&label, "read its OCI spec"))?;
+    let (spec, location, prepared) = blocking(move || {
+        let prepared =
+            refuse(&on, &sandbox, &of, &location).and_then(|()| prepare(&on, &sandbox, &of, &spec));
+        (spec, location, prepared)
     })
     .await;
-    let Prepared { folder, spec, cgroup, frozen, outside } = prepared?;
+    let Prepared { folder, cgroup, frozen, outside } = prepared?;
     let criu = dump(&host, &folder, &container, &cgroup, &outside, limit.unwrap_or(DEFAULT_LIMIT));
     let dumped = supervisor.checkpoint(container.id.as_str(), criu).await;
     dumped.map_err(Error::step(&label, "write its processes down"))?;
@@ -157,21 +159,19 @@ struct Prepared {
     // The container goes on before its folder is cleared away.
     frozen: Frozen,
     folder: Folder,
-    spec: Spec,
     cgroup: Cgroup,
     outside: Outside,
 }
 
-fn prepare(host: &Host, sandbox: &Sandbox, container: &Container) -> Result<Prepared, Error> {
+fn prepare(host: &Host, sandbox: &Sandbox, container: &Container, spec: &Spec) -> Result<Prepared, Error> {
     let label = container.id.label();
     let folder = Folder::new(host, &container.id);
     let folder = folder.map_err(Error::step(&label, "make a folder for its checkpoint"))?;
-    let spec = spec_of(host, container).map_err(Error::step(&label, "read its OCI spec"))?;
     let cgroup = host.cgroups.at(&container.cgroup_path(&sandbox.cgroup_parent));
     let cgroup = cgroup.map_err(Error::step(&label, "find its cgroup"))?;
     let frozen = Frozen::new(cgroup.clone()).map_err(Error::step(&label, "freeze it"))?;
-    let outside = outside(container, &spec).map_err(Error::step(&label, "look at its mounts and streams"))?;
-    Ok(Prepared { frozen, folder, spec, cgroup, outside })
+    let outside = outside(container, spec).map_err(Error::step(&label, "look at its mounts and streams"))?;
+    Ok(Prepared { frozen, folder, cgroup, outside })
 }
 
 fn refuse(host: &Host, sandbox: &Sandbox, container: &Container, location: &Path) -> Result<(), Error> {
@@ -212,11 +212,6 @@ fn can_use_criu(host: &Host, sandbox: &Sandbox, tty: bool) -> Result<(), Error> 
         )));
     }
     Ok(())
-}
-
-fn spec_of(host: &Host, container: &Container) -> io::Result<Spec> {
-    let path = host.pod_dir(&container.sandbox_id).spec(&container.id);
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
 fn outside(container: &Container, spec: &Spec) -> io::Result<Outside> {

@@ -44,7 +44,7 @@ impl<'a> Plugins<'a> {
     }
 
     async fn container(&self, container: &Container) -> PluginContainer {
-        view::container(self.host, self.sandbox, container).await
+        view::container(self.host, container).await
     }
 
     fn refused(&self, object: String) -> impl FnOnce(Refused) -> Error {
@@ -197,20 +197,14 @@ pub(crate) fn may_know<T>(answer: &Result<T, Error>) -> bool {
     !matches!(answer, Err(Error::Plugin { source: Refused::Missing(_), .. }))
 }
 
-/// A container's spec, where it is kept; `None` once its pod is stopped.
-async fn spec_of(host: &Host, sandbox: &Sandbox, container: &Container) -> Option<Spec> {
-    let path = host.pod_dir(&sandbox.id).spec(&container.id);
-    let bytes = match tokio::fs::read(&path).await {
-        Ok(bytes) => bytes,
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return None,
+/// A container's spec; `None` once its pod is stopped.
+async fn spec_of(host: &Host, container: &Container) -> Option<Spec> {
+    match host.spec_of(container).await {
+        Ok(spec) => Some(spec),
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => None,
         Err(err) => {
             tracing::warn!(container = %container.id.short(), error = cause(&err), "cannot read its OCI spec");
-            return None;
+            None
         }
-    };
-    serde_json::from_slice(&bytes)
-        .inspect_err(|err| {
-            tracing::warn!(container = %container.id.short(), error = cause(err), "cannot read its OCI spec");
-        })
-        .ok()
+    }
 }

@@ -21,7 +21,7 @@ impl Runtime for SandboxManager {
             for pod in ready {
                 everything.pods.push(view::pod(&pod.sandbox, pod.supervisor_pid()));
                 for container in pod.containers.values().filter(|container| container.pid().is_some()) {
-                    let container = view::container(self.host(), &pod.sandbox, container).await;
+                    let container = view::container(self.host(), container).await;
                     everything.containers.push(container);
                 }
             }

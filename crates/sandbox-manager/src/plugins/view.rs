@@ -59,9 +59,9 @@ pub(super) fn pod_resources(sandbox: &Sandbox) -> (Option<LinuxResources>, Optio
 }
 
 /// A container with what its spec says of it.
-pub(super) async fn container(host: &Host, sandbox: &Sandbox, container: &Container) -> PluginContainer {
+pub(super) async fn container(host: &Host, container: &Container) -> PluginContainer {
     let mut seen = known(container);
-    if let Some(spec) = spec_of(host, sandbox, container).await {
+    if let Some(spec) = spec_of(host, container).await {
         berth_nri::oci::describe(&spec, &mut seen);
         // A spec is from the beginning; limits may have changed since.
         let limits = of_cri(&container.resources);
