@@ -164,6 +164,7 @@ impl Node {
             runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id() }).await?;
             runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id() }).await?;
         }
+        self.remove_manifest_pods().await?;
         for image in self.image_list().await? {
             self.remove_image(&image.id).await?;
         }

@@ -13,6 +13,7 @@ pub mod host;
 pub mod image;
 pub mod kubelet;
 mod leak;
+pub mod manifest;
 pub mod node;
 pub mod nri;
 pub mod program;

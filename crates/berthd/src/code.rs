@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 
 use berth_image::{DiskError, PullError, ReferenceError, RemoveError};
 use berth_network::PodCidrError;
+use berth_pods::Error as ManifestError;
 use berth_sandbox_manager::{Error as PodError, TooSlow};
 use berth_streaming::SessionError;
 use tonic::{Code, Status};
@@ -54,6 +55,22 @@ impl Coded for PodError {
             Self::Plugin { .. } => Code::Unknown,
             Self::ExecTimeout { .. } => Code::DeadlineExceeded,
             Self::CannotExecute { .. } | Self::Unkillable { .. } | Self::Step { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for ManifestError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Faults(_) | Self::Nothing(_) | Self::Invalid(_) => Code::InvalidArgument,
+            Self::NotFound { .. } | Self::NoContainer { .. } => Code::NotFound,
+            Self::Exists(..) => Code::AlreadyExists,
+            Self::WrongState { .. } => Code::FailedPrecondition,
+            Self::Leftover { .. } | Self::Volumes { .. } | Self::NoUid { .. } | Self::Store(_) => {
+                Code::Internal
+            }
+            Self::Manager(error) => error.code(),
+            Self::Ending(_) => Code::Unavailable,
         }
     }
 }

@@ -5,7 +5,7 @@
 //! It never decides anything about a pod, a container or an image: the handlers translate and delegate.
 //!
 //! What a call passes, outermost first: `rpc::trace` (a span and one line at the end), `rpc::deadline`,
-//! `rpc::admission`, then the handler in `runtime_service` or `image_service`.
+//! `rpc::admission`, then the handler in `runtime_service`, `image_service` or `pods_service`.
 
 pub mod app;
 pub mod args;
@@ -17,6 +17,7 @@ mod image_service;
 pub mod lock;
 pub mod notify;
 mod plugins;
+mod pods_service;
 mod reply;
 pub mod rpc;
 mod runtime_service;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use berth_image::{ImageConfig, Images};
 use berth_network::{Network, NetworkConfig};
 use berth_nri::Nri;
-use berth_sandbox_manager::{Handler, ManagerConfig, OpenFiles, SandboxManager};
+use berth_pods::{Pods, PodsConfig};
+use berth_sandbox_manager::{Handler, ManagerConfig, OpenFiles, Owner, SandboxManager};
 use berth_store::{Durability, Store};
 use berth_streaming::{Streaming, StreamingConfig, TlsConfig};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, RuntimeHandler};
 use crate::image_service::ImageHandlers;
 use crate::plugins::Plugins;
+use crate::pods_service::PodsHandlers;
 use crate::runtime_service::RuntimeHandlers;
 use crate::usage::Usage;
 
@@ -28,6 +30,7 @@ use crate::usage::Usage;
 pub struct Services {
     pub(crate) runtime: RuntimeHandlers,
     pub(crate) images: ImageHandlers,
+    pub(crate) pods: PodsHandlers,
     /// What goes on beside the calls, until `stopping`; ends when this is dropped.
     pub(crate) background: JoinSet<()>,
     /// Absent when they are not wanted.
@@ -49,11 +52,14 @@ impl Services {
         let image_records = config.root.join("images.redb");
         let pod_records = config.root.join("pods.redb");
         let image_config = image_config(&config);
-        let (images, pods) = tokio::task::spawn_blocking(move || {
+        let manifest_records = config.root.join("manifests.redb");
+        let (images, pods, manifests) = tokio::task::spawn_blocking(move || {
             // Images survive a power loss, pods do not.
             let images = Images::open(image_config, Store::open(&image_records, Durability::Flushed)?)?;
             let pods = Store::open(&pod_records, Durability::Background)?;
-            Ok::<_, Box<dyn Error + Send + Sync>>((images, pods))
+            // What is to run, whereas the others say what runs.
+            let manifests = Store::open(&manifest_records, Durability::Flushed)?;
+            Ok::<_, Box<dyn Error + Send + Sync>>((images, pods, manifests))
         })
         .await??;
         let open_files = raise_open_files()?;
@@ -64,7 +70,7 @@ impl Services {
             .then(|| Nri::new("berth", env!("CARGO_PKG_VERSION"), config.nri.plugins.clone()));
         let known = manager_config(&config, open_files);
         let manager =
-            SandboxManager::start(known, images.clone(), network.clone(), pods, nri.clone()).await?;
+            SandboxManager::start(known, images.clone(), network.clone(), pods.clone(), nri.clone()).await?;
         let usage = Usage::new(manager.clone(), images.clone(), config.root.clone());
         let plugins = match nri {
             Some(nri) => Some(Plugins::start(nri, &config.nri.socket, manager.clone()).await?),
@@ -75,18 +81,39 @@ impl Services {
         let mut background = JoinSet::new();
         background.spawn(server.run(stopping.clone()));
         background.spawn(usage.clone().follow(manager.listen(), stopping.clone()));
+        let of_manifests = manager.of(Owner::Manifest);
+        let driver = Pods::start(
+            PodsConfig {
+                root: config.root.join("manifest-pods"),
+                manifests: Some(config.manifest_dir.clone()),
+            },
+            of_manifests.clone(),
+            images.clone(),
+            manifests,
+            pods,
+        )
+        .await?;
+        let pods = PodsHandlers {
+            pods: driver,
+            usage: usage.of(of_manifests.clone()),
+            manager: of_manifests,
+            streaming: streaming.clone(),
+            stopping: stopping.clone(),
+        };
         let config = Arc::new(config);
+        let of_cri = manager.of(Owner::Cri);
         Ok(Self {
             runtime: RuntimeHandlers {
                 config,
-                manager,
+                usage: usage.of(of_cri.clone()),
+                manager: of_cri,
                 network,
-                usage,
                 streaming,
                 stopping,
                 nri: plugins.as_ref().map(Plugins::nri),
             },
             images: ImageHandlers { images },
+            pods,
             background,
             plugins,
         })

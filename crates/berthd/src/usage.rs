@@ -30,6 +30,11 @@ impl Usage {
         Self { stats: Arc::default(), manager, images, mountpoint }
     }
 
+    /// The same measurements, of the pods that this manager shows.
+    pub(crate) fn of(&self, manager: SandboxManager) -> Self {
+        Self { manager, ..self.clone() }
+    }
+
     /// Keeps up with what starts and what is removed, until `stop`. An event that is missed costs a first measurement
     /// that comes later, or the few bytes kept of something that is gone.
     pub(crate) async fn follow(self, mut events: Listener, stop: CancellationToken) {

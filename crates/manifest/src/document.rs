@@ -33,6 +33,8 @@ pub struct Manifests {
     pub ephemeral: Vec<EphemeralContainers>,
     /// Secrets are also credentials for pulling.
     pub configs: Configs,
+    /// These as they were written.
+    pub config_documents: Vec<Value>,
     /// Fields that were passed over.
     pub warnings: Vec<Fault>,
 }
@@ -129,7 +131,7 @@ impl Reading {
             if !version.is_empty() && version != "v1" {
                 fields.fault("apiVersion", format!("must be v1, not {version:?}"));
             }
-            add(manifests, fields, &kind);
+            add(manifests, fields, &kind, &document.value);
         });
         let (faults, warnings) = notes.into_parts();
         self.faults.extend(faults);
@@ -137,7 +139,7 @@ impl Reading {
     }
 }
 
-fn add(manifests: &mut Manifests, fields: &mut Fields<'_>, kind: &str) {
+fn add(manifests: &mut Manifests, fields: &mut Fields<'_>, kind: &str, document: &Value) {
     let twice = |fields: &Fields<'_>, metadata: &Metadata| {
         let Metadata { namespace, name, .. } = metadata;
         fields.fault("metadata.name", format!("{kind} {namespace}/{name} is there twice"));
@@ -148,6 +150,7 @@ fn add(manifests: &mut Manifests, fields: &mut Fields<'_>, kind: &str) {
                 "Secret" => (config::secret(fields), &mut manifests.configs.secrets),
                 _ => (config::config_map(fields), &mut manifests.configs.config_maps),
             };
+            manifests.config_documents.push(document.clone());
             let key = (metadata.namespace.clone(), metadata.name.clone());
             if all.insert(key, config).is_some() {
                 twice(fields, &metadata);
@@ -164,14 +167,16 @@ fn add(manifests: &mut Manifests, fields: &mut Fields<'_>, kind: &str) {
             let namespace = metadata.namespace.clone();
             let scope = Scope { namespace: &namespace, configs: &manifests.configs, pod: None };
             let pod = Pod::read(fields, &scope, metadata);
-            manifests.pods.extend(pod);
+            manifests.pods.extend(pod.map(|pod| Pod { document: document.clone(), ..pod }));
         }
         "EphemeralContainers" => {
             let metadata = Metadata::read(fields);
             let namespace = metadata.namespace.clone();
             let scope = Scope { namespace: &namespace, configs: &manifests.configs, pod: None };
             let read = EphemeralContainers::read(fields, &scope, metadata);
-            manifests.ephemeral.push(read);
+            let documents = document.get("ephemeralContainers").and_then(Value::as_array);
+            let documents = documents.cloned().unwrap_or_default();
+            manifests.ephemeral.push(EphemeralContainers { documents, ..read });
         }
         "" => fields.ignore_rest(),
         other => {

@@ -1,5 +1,7 @@
 //! Containers that are added to a pod that runs, to look into it.
 
+use serde_json::Value;
+
 use crate::config::Scope;
 use crate::container::Container;
 use crate::fields::Fields;
@@ -12,6 +14,8 @@ pub struct EphemeralContainers {
     /// Name and namespace of the pod.
     pub pod: Metadata,
     pub containers: Vec<EphemeralContainer>,
+    /// The containers as they were written: items of a Pod's `ephemeralContainers`.
+    pub documents: Vec<Value>,
 }
 
 /// One of them. It has no ports, probes, resources and hooks, and is never restarted.
@@ -59,7 +63,11 @@ impl EphemeralContainers {
     pub(crate) fn read(fields: &mut Fields<'_>, scope: &Scope<'_>, pod: Metadata) -> EphemeralContainers {
         let containers =
             fields.objects("ephemeralContainers", |fields| EphemeralContainer::read(fields, scope));
-        EphemeralContainers { pod, containers: containers.into_iter().flatten().collect() }
+        EphemeralContainers {
+            pod,
+            containers: containers.into_iter().flatten().collect(),
+            documents: Vec::new(),
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::config::{Scope, Siblings};
 use crate::container::{Container, Port};
 use crate::ephemeral::EphemeralContainer;
@@ -46,6 +48,8 @@ pub struct Pod {
     pub image_pull_secrets: Vec<String>,
     /// Empty: the default handler.
     pub runtime_class: String,
+    /// As it was written.
+    pub document: Value,
 }
 
 /// Name and marks.
@@ -223,6 +227,7 @@ fn spec(fields: &mut Fields<'_>, scope: &Scope<'_>, metadata: Metadata) -> Pod {
         standard,
         ephemeral: ephemeral.into_iter().flatten().collect(),
         volumes,
+        document: Value::Null,
     }
 }
 

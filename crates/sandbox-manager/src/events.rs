@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
-use crate::{PodView, UnixNanos};
+use crate::{PodView, UnixNanos, owner::Scope};
 
 /// Events that a listener may be behind. kubelet keeps a channel of 1000 itself.
 const KEPT: usize = 1024;
@@ -60,14 +60,17 @@ impl Bus {
         drop(self.0.send(event));
     }
 
-    pub(crate) fn listen(&self) -> Listener {
-        Listener(self.0.subscribe())
+    pub(crate) fn listen(&self, scope: Scope) -> Listener {
+        Listener { events: self.0.subscribe(), scope }
     }
 }
 
 /// Hears of everything that happens from its making on.
 #[derive(Debug)]
-pub struct Listener(broadcast::Receiver<Event>);
+pub struct Listener {
+    events: broadcast::Receiver<Event>,
+    scope: Scope,
+}
 
 impl Listener {
     /// The next event; `None` when the manager is gone. Cancel safe.
@@ -75,10 +78,13 @@ impl Listener {
     /// # Errors
     /// [`TooSlow`]; listening on gives what came after the loss.
     pub async fn next(&mut self) -> Option<Result<Event, TooSlow>> {
-        match self.0.recv().await {
-            Ok(event) => Some(Ok(event)),
-            Err(broadcast::error::RecvError::Lagged(lost)) => Some(Err(TooSlow(lost))),
-            Err(broadcast::error::RecvError::Closed) => None,
+        loop {
+            match self.events.recv().await {
+                Ok(event) if self.scope.includes(event.pod.sandbox.owner) => return Some(Ok(event)),
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(lost)) => return Some(Err(TooSlow(lost))),
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use std::{
 
 use berth_cri::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use berth_image::Images;
+use berth_launcher::cgroup::Version;
 use berth_network::Network;
 use berth_nri::Nri;
 use berth_store::Store;
@@ -19,8 +20,10 @@ use tracing::{Instrument as _, info_span};
 
 use crate::{
     Attachment, Command, Container, ContainerId, ContainerState, Dialer, Error, ExecOutput, Handler,
-    HostError, Listener, ManagerConfig, PodView, Sandbox, SandboxId, SandboxPhase, Wanted, checkpoint, exec,
+    HostError, Listener, ManagerConfig, Owner, PodView, Sandbox, SandboxId, SandboxPhase, Wanted, checkpoint,
+    exec,
     host::Host,
+    owner::Scope,
     pod::{Pod, PodHandle, Reply, Request, state_name},
     recovery,
     sandbox::{cgroup_parent, check_sysctls},
@@ -34,6 +37,7 @@ use crate::{
 pub struct SandboxManager {
     host: Arc<Host>,
     directory: Arc<Directory>,
+    scope: Scope,
 }
 
 /// The pods by id, also those being made.
@@ -84,7 +88,13 @@ impl SandboxManager {
         let host = Arc::new(Host::new(config, images, network, store, user_namespaces, nri)?);
         let directory = Arc::new(Directory::default());
         recovery::recover(&host, &directory).await?;
-        Ok(Self { host, directory })
+        Ok(Self { host, directory, scope: Scope::All })
+    }
+
+    /// The same manager, for which there are only the pods of one owner, and whose new pods are that owner's.
+    #[must_use]
+    pub fn of(&self, owner: Owner) -> Self {
+        Self { scope: Scope::Of(owner), ..self.clone() }
     }
 
     /// Names of the runtime handlers that pods may ask for; the empty one is the default.
@@ -96,6 +106,18 @@ impl SandboxManager {
     #[must_use]
     pub fn mounts_read_only_recursively(&self) -> bool {
         self.host.facts.kernel >= (5, 12)
+    }
+
+    /// The machine's present boot.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        &self.host.boot_id
+    }
+
+    /// Whether the node's cgroups are the unified hierarchy.
+    #[must_use]
+    pub fn has_cgroup_v2(&self) -> bool {
+        self.host.cgroups.version() == Version::V2
     }
 
     /// Whether pods of a handler can have user and group ids of their own.
@@ -121,6 +143,7 @@ impl SandboxManager {
         let cgroup_parent = cgroup_parent(&config, &id, &self.host.config.cgroup_root)?;
         let sandbox = Sandbox {
             id: id.clone(),
+            owner: self.scope.owner(),
             config: Arc::new(config),
             handler: handler.to_owned(),
             created_at: self.host.created_now(),
@@ -134,7 +157,10 @@ impl SandboxManager {
             let mut pods = self.directory.write();
             let same = pods
                 .values()
-                .find(|pod| pod.view.borrow().sandbox.config.metadata.as_ref() == Some(&metadata))
+                .find(|pod| {
+                    let sandbox = &pod.view.borrow().sandbox;
+                    sandbox.owner == self.scope.owner() && sandbox.config.metadata.as_ref() == Some(&metadata)
+                })
                 .cloned();
             match same {
                 Some(pod) => pod,
@@ -199,7 +225,7 @@ impl SandboxManager {
     pub fn sandboxes(&self) -> Vec<Arc<PodView>> {
         let pods = self.directory.read();
         let views = pods.values().map(|pod| Arc::clone(&pod.view.borrow()));
-        views.filter(|view| view.sandbox.phase != SandboxPhase::Creating).collect()
+        views.filter(|view| self.shows(view)).collect()
     }
 
     /// Sets a container up to its exec gate. A repeated call with the same name and attempt joins the one in flight,
@@ -394,7 +420,7 @@ impl SandboxManager {
     /// Hears of everything that happens to pods from now on.
     #[must_use]
     pub fn listen(&self) -> Listener {
-        self.host.bus.listen()
+        self.host.bus.listen(self.scope)
     }
 
     /// The OCI spec a container was made from, as JSON; `None` once its pod is stopped.
@@ -428,10 +454,14 @@ impl SandboxManager {
         }
     }
 
+    fn shows(&self, view: &PodView) -> bool {
+        view.sandbox.phase != SandboxPhase::Creating && self.scope.includes(view.sandbox.owner)
+    }
+
     fn pod(&self, id: &str) -> Result<PodHandle, Error> {
         let pods = self.directory.read();
         let fits = starting_with(&pods, id);
-        let mut fits = fits.filter(|(_, pod)| pod.view.borrow().sandbox.phase != SandboxPhase::Creating);
+        let mut fits = fits.filter(|(_, pod)| self.shows(&pod.view.borrow()));
         let not_found = || Error::SandboxNotFound(id.to_owned());
         let (_, first) = fits.next().filter(|_| !id.is_empty()).ok_or_else(not_found)?;
         match fits.count() {
@@ -449,6 +479,9 @@ impl SandboxManager {
         let mut count = 0;
         for pod in pods.values() {
             let view = pod.view.borrow();
+            if !self.scope.includes(view.sandbox.owner) {
+                continue;
+            }
             for (_, container) in starting_with(&view.containers, id) {
                 count += 1;
                 found.get_or_insert_with(|| (pod.clone(), Arc::clone(container)));

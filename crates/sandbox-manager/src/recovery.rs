@@ -12,7 +12,7 @@ use berth_supervisor::client::{Events, Supervisor};
 use futures::future::join_all;
 
 use crate::{
-    Container, ContainerState, Error, Exit, HostError, Sandbox, SandboxId, SandboxPhase, checkpoint,
+    Container, ContainerState, Error, Exit, HostError, Owner, Sandbox, SandboxId, SandboxPhase, checkpoint,
     create::discard,
     error::cause,
     host::Host,
@@ -268,6 +268,7 @@ async fn sweep(host: &Host, known: &HashSet<SandboxId>, strays: Vec<Container>) 
 async fn sweep_pod(host: &Host, name: &str) -> Result<(), Error> {
     let sandbox = Sandbox {
         id: SandboxId::from_record(name),
+        owner: Owner::default(),
         config: Arc::default(),
         handler: String::new(),
         created_at: 0,

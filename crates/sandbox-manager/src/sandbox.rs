@@ -12,7 +12,10 @@ use std::{
 };
 
 use berth_cri::{
-    berth::v1::{MakeUserNamespace, PodSetup, SandboxRecord, sandbox_record::Phase},
+    berth::v1::{
+        MakeUserNamespace, PodSetup, SandboxRecord,
+        sandbox_record::{Owner as RecordOwner, Phase},
+    },
     runtime::v1::{
         NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, Protocol as CriProtocol,
     },
@@ -29,7 +32,7 @@ use rustix::mount::{
 };
 
 use crate::{
-    Container, Error, SandboxId, Timeline, UnixNanos,
+    Container, Error, Owner, SandboxId, Timeline, UnixNanos,
     create::end_processes,
     error::cause,
     files::{self, PodDir},
@@ -46,6 +49,8 @@ const SHM_SIZE: &str = "67108864";
 pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
+    /// Who made it, and alone sees it.
+    pub owner: Owner,
     /// As RunPodSandbox sent it; given back unchanged.
     pub config: Arc<PodSandboxConfig>,
     /// Name of the runtime handler; empty is the default one.
@@ -148,6 +153,10 @@ impl Record for Sandbox {
             SandboxPhase::Ready => Phase::Ready,
             SandboxPhase::NotReady => Phase::NotReady,
         };
+        let owner = match self.owner {
+            Owner::Cri => RecordOwner::Cri,
+            Owner::Manifest => RecordOwner::Manifest,
+        };
         SandboxRecord {
             id: self.id.to_string(),
             config: Some(PodSandboxConfig::clone(&self.config)),
@@ -157,6 +166,7 @@ impl Record for Sandbox {
             ips: self.ips.iter().map(IpAddr::to_string).collect(),
             boot_id: self.boot_id.clone(),
             cgroup_parent: self.cgroup_parent.clone(),
+            owner: owner.into(),
         }
         .encode_to_vec()
     }
@@ -175,6 +185,10 @@ impl Record for Sandbox {
         let ips = record.ips.iter().map(|ip| ip.parse()).collect::<Result<_, _>>();
         Ok(Self {
             id: SandboxId::from_record(&record.id),
+            owner: match record.owner() {
+                RecordOwner::Cri => Owner::Cri,
+                RecordOwner::Manifest => Owner::Manifest,
+            },
             config: Arc::new(record.config.ok_or_else(|| damaged("no config".into()))?),
             handler: record.handler,
             created_at: record.created_at,

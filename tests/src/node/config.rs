@@ -45,6 +45,7 @@ state = "{dir}/state"
 listen = "unix://{dir}/berth.sock"
 log_level = "{log_level}"
 cgroup_root = "{cgroup_root}"
+manifest_dir = "{dir}/manifests"
 registry_config_dir = "{dir}/certs.d"
 supervisor = "{binaries}/berth-pod"
 {extra}

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use berth_cri::berth::v1::pods_client::PodsClient;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::{
     VersionRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
@@ -236,6 +237,11 @@ impl Node {
     /// CRI's ImageService, on a connection of the same kind.
     pub fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(lock(&self.channel).clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// The Pods service.
+    pub fn pods(&self) -> PodsClient<Channel> {
+        PodsClient::new(lock(&self.channel).clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// The real crictl against this node, for those who want its streams.

@@ -69,6 +69,7 @@ fn top(section: &mut Section<'_>, flags: &Flags, binary: &Path, faults: &mut Fau
         registry_config_dir: path_or(section, "registry_config_dir", "/etc/berth/certs.d", faults),
         cdi_spec_dirs: paths_or(section, "cdi_spec_dirs", ["/etc/cdi", "/var/run/cdi"], faults),
         criu_path: path_or(section, "criu_path", "/usr/sbin/criu", faults),
+        manifest_dir: path_or(section, "manifest_dir", "/etc/berth/manifests", faults),
         cgroup_root: section
             .string("cgroup_root", faults)
             .and_then(|given| given.check(faults, values::cgroup_path))

@@ -44,6 +44,9 @@ pub struct Config {
     pub cdi_spec_dirs: Vec<PathBuf>,
     /// `criu_path`: the criu binary, for checkpoints; it need not be there. Default `/usr/sbin/criu`.
     pub criu_path: PathBuf,
+    /// `manifest_dir`: a folder of Pod manifests, which run as long as they are there. Watched. Default
+    /// `/etc/berth/manifests`; may be absent.
+    pub manifest_dir: PathBuf,
     /// `cgroup_root`: cgroup, below each hierarchy's root, of pods whose caller names no parent. Default `/berth`.
     pub cgroup_root: String,
     /// `cgroup_driver`: who makes cgroups, told to kubelet. Default (and only) `cgroupfs`.

@@ -63,6 +63,11 @@ impl Config {
             path(&self.criu_path),
         );
         page.key(
+            "A folder of Pod manifests, which run as long as they are there. Watched; may be absent.",
+            "manifest_dir",
+            path(&self.manifest_dir),
+        );
+        page.key(
             "Cgroup of pods whose caller names no parent, below each hierarchy's root.",
             "cgroup_root",
             &*self.cgroup_root,

@@ -1,6 +1,7 @@
 //! CRI messages made from what the crates below know. Pure: no handler logic, no I/O.
 
 pub(crate) mod images;
+pub(crate) mod manifest;
 pub(crate) mod node;
 pub(crate) mod pods;
 

@@ -18,10 +18,14 @@ impl<'a> Method<'a> {
     pub(crate) fn is_read(self) -> bool {
         let name = self.name();
         name.starts_with("List")
+            || name.starts_with("Get")
             || name.starts_with("Stream")
             || name.ends_with("Status")
             || name.ends_with("Stats")
-            || matches!(name, "Version" | "RuntimeConfig" | "ImageFsInfo" | "GetContainerEvents")
+            || matches!(
+                name,
+                "Version" | "RuntimeConfig" | "ImageFsInfo" | "Watch" | "Logs" | "Events" | "Usage"
+            )
     }
 
     /// Answered however busy the daemon is: without them kubelet declares the node dead.

@@ -1,5 +1,10 @@
 //! Whom a request is about, for the call's span: known only once the message has been decoded, that is in the handler.
 
+use berth_cri::berth::v1::{
+    AddEphemeralRequest, AttachToPodRequest, EventsRequest, ExecInPodRequest, GetPodRequest,
+    GetTimelineRequest, ListPodsRequest, LogsRequest, PortForwardToPodRequest, RemovePodRequest, RunRequest,
+    StopPodRequest, UsageRequest, WatchPodsRequest,
+};
 use berth_cri::runtime::v1::*;
 use tonic::Request;
 use tracing::Span;
@@ -54,6 +59,35 @@ subject!(none:
     ListMetricDescriptorsRequest, ListPodSandboxMetricsRequest, StreamPodSandboxMetricsRequest, ListImagesRequest,
     StreamImagesRequest, ImageFsInfoRequest,
 );
+
+macro_rules! of_a_pod {
+    ($($message:ty),+ $(,)?) => {$(
+        impl Subject for $message {
+            fn record(&self, span: &Span) {
+                if let Some(pod) = &self.pod {
+                    span.record("pod.namespace", shown(&pod.namespace));
+                    span.record("pod.name", shown(&pod.name));
+                }
+            }
+        }
+    )+};
+}
+
+of_a_pod!(
+    GetPodRequest,
+    WatchPodsRequest,
+    StopPodRequest,
+    RemovePodRequest,
+    AddEphemeralRequest,
+    LogsRequest,
+    EventsRequest,
+    GetTimelineRequest,
+    UsageRequest,
+    ExecInPodRequest,
+    AttachToPodRequest,
+    PortForwardToPodRequest,
+);
+subject!(none: RunRequest, ListPodsRequest);
 
 impl Subject for RunPodSandboxRequest {
     fn record(&self, span: &Span) {

@@ -129,6 +129,24 @@ pub fn container(
     })
 }
 
+/// The part of a volume that is mounted, with its variables put in; empty: all of it.
+///
+/// # Errors
+/// When it leads out of the volume.
+pub fn sub_path(
+    pod: &Pod,
+    container: &Container,
+    mount: &Mount,
+    facts: &Facts<'_>,
+) -> Result<String, String> {
+    if mount.sub_path_expr.is_empty() {
+        return Ok(mount.sub_path.clone());
+    }
+    let path = expand::expand(&mount.sub_path_expr, &environment(pod, container, facts)?);
+    let checked = crate::names::path_below(&path);
+    checked.map_err(|problem| format!("subPathExpr of {}: {problem}", mount.path))
+}
+
 /// What a file of a volume holds.
 pub fn file(pod: &Pod, item: &Item, facts: &Facts<'_>) -> Vec<u8> {
     match &item.content {

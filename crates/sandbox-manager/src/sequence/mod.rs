@@ -35,7 +35,7 @@ pub use self::{
     container::{Ended, Waiting},
     plan::{Plan, PlannedContainer, PlannedProbe, PlannedProbes, ProbeKind, RestartPolicy},
     resume::Found,
-    status::{Condition, ContainerState, ContainerStatus, Phase, PodStatus},
+    status::{Condition, ContainerState, ContainerStatus, Current, Phase, PodStatus, Stage},
     stop::Cause,
 };
 
@@ -91,7 +91,7 @@ pub enum Action {
 }
 
 /// A lifecycle hook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Hook {
     /// Beside the entrypoint, right after the start.
     PostStart,

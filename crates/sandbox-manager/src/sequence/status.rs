@@ -76,7 +76,54 @@ pub enum ContainerState {
     },
 }
 
+/// Where a container's current attempt is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for its turn.
+    Turn,
+    /// It waits to be tried again.
+    Backoff,
+    /// Its image is being seen to.
+    Pulling,
+    /// It is being created and started.
+    Creating,
+    /// It runs; postStart or the startup probe are not through.
+    StartingUp,
+    /// It is started, and not ready.
+    GettingReady,
+    /// It is ready, or an init container at work.
+    Up,
+    /// It is being ended.
+    Ending,
+    /// It has ended.
+    Ended,
+}
+
+/// A container's current attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Current<'a> {
+    pub name: &'a str,
+    pub kind: ContainerKind,
+    pub attempt: u32,
+    pub stage: Stage,
+}
+
 impl Sequence {
+    /// Each container's current attempt: those of the startup sequence, standard ones, ephemeral ones.
+    pub fn current(&self) -> impl Iterator<Item = Current<'_>> {
+        self.lives.iter().map(|life| Current {
+            name: &life.planned.name,
+            kind: life.planned.kind,
+            attempt: life.attempt,
+            stage: life.stage(),
+        })
+    }
+
+    /// Whether it is on its way to its end, or over.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
     /// How things are.
     pub fn status(&self) -> PodStatus {
         let conditions = [
@@ -144,6 +191,21 @@ impl Sequence {
 }
 
 impl Life {
+    fn stage(&self) -> Stage {
+        match &self.state {
+            State::Waiting(Waiting::Turn) => Stage::Turn,
+            State::Waiting(Waiting::Backoff { .. }) => Stage::Backoff,
+            State::Pulling => Stage::Pulling,
+            State::Pulled | State::Starting => Stage::Creating,
+            State::Running(running) if running.ending.is_some() => Stage::Ending,
+            State::Running(_) if self.planned.kind == ContainerKind::Init => Stage::Up,
+            State::Running(running) if !running.is_started() => Stage::StartingUp,
+            State::Running(_) if !self.is_ready() => Stage::GettingReady,
+            State::Running(_) => Stage::Up,
+            State::Terminated { .. } => Stage::Ended,
+        }
+    }
+
     fn was_started(&self) -> bool {
         self.attempt > 0 || matches!(self.state, State::Running(_) | State::Terminated { .. })
     }

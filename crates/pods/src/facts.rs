@@ -1,0 +1,124 @@
+//! What the node adds to pods.
+
+use std::fs;
+use std::net::IpAddr;
+use std::thread::available_parallelism;
+
+use berth_manifest::DnsConfig;
+use berth_manifest::cri::{Facts, Ids};
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use rustix::system::{sysinfo, uname};
+
+/// Looked up once, at the daemon's start.
+#[derive(Debug)]
+pub(crate) struct NodeFacts {
+    name: String,
+    ips: Vec<IpAddr>,
+    memory: i64,
+    cpus: u32,
+    huge_page_sizes: Vec<String>,
+    cgroup2: bool,
+    resolver: DnsConfig,
+}
+
+impl NodeFacts {
+    pub(crate) fn gather(cgroup2: bool) -> Self {
+        let info = sysinfo();
+        let memory = u64::from(info.mem_unit).saturating_mul(info.totalram);
+        // Without the file the resolver asks the node itself (resolv.conf(5)), and so will the pods.
+        let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        Self {
+            name: uname().nodename().to_string_lossy().into_owned(),
+            ips: addresses(),
+            memory: i64::try_from(memory).unwrap_or(i64::MAX),
+            cpus: available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
+            huge_page_sizes: huge_page_sizes(),
+            cgroup2,
+            resolver: resolver_of(&resolver),
+        }
+    }
+
+    /// With what is the pod's own.
+    pub(crate) fn of<'a>(
+        &'a self,
+        uid: &'a str,
+        pod_ips: &'a [IpAddr],
+        log_directory: &'a str,
+        ids: Option<Ids>,
+    ) -> Facts<'a> {
+        Facts {
+            uid,
+            node_name: &self.name,
+            host_ips: &self.ips,
+            pod_ips,
+            memory: self.memory,
+            cpus: self.cpus,
+            huge_page_sizes: &self.huge_page_sizes,
+            cgroup2: self.cgroup2,
+            resolver: &self.resolver,
+            log_directory,
+            ids,
+        }
+    }
+}
+
+/// The node's addresses that others can reach, v4 first.
+fn addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = getifaddrs() else { return Vec::new() };
+    let up = InterfaceFlags::IFF_UP;
+    let usable = interfaces
+        .filter(|one| one.flags.contains(up) && !one.flags.contains(InterfaceFlags::IFF_LOOPBACK))
+        .filter_map(|one| {
+            let address = one.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()));
+    let mut all: Vec<IpAddr> = usable.collect();
+    all.sort_by_key(IpAddr::is_ipv6);
+    all
+}
+
+/// As CRI writes them: "2MB".
+fn huge_page_sizes() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let sizes = names.filter_map(|name| {
+        let kilobytes: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        Some(match kilobytes {
+            kb if kb % (1 << 20) == 0 => format!("{}GB", kb >> 20),
+            kb if kb % (1 << 10) == 0 => format!("{}MB", kb >> 10),
+            kb => format!("{kb}KB"),
+        })
+    });
+    sizes.collect()
+}
+
+/// resolv.conf(5); of several `search` lines the last one holds.
+fn resolver_of(text: &str) -> DnsConfig {
+    let mut config = DnsConfig::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        match words.next().as_deref() {
+            Some("nameserver") => config.nameservers.extend(words.next()),
+            Some("search" | "domain") => config.searches = words.collect(),
+            Some("options") => config.options.extend(words),
+            _ => {}
+        }
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_is_read() {
+        let text = "# x\nnameserver 10.0.0.1\nnameserver 10.0.0.2\nsearch a.b c\noptions ndots:2 rotate\n";
+        let config = resolver_of(text);
+        assert_eq!(config.nameservers, ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!((config.searches, config.options.len()), (vec!["a.b".to_owned(), "c".to_owned()], 2));
+    }
+}

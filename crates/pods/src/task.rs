@@ -1,0 +1,437 @@
+//! One pod's life: the task that alone changes it. What is to be done is the sequence's to say; here it is begun, and
+//! what became of it is told to the sequence.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_cri::berth::v1::{ImagePull, PodEvent};
+use berth_sandbox_manager::sequence::{
+    Action, Condition, Ended, Event, Found, Hook, PodStatus, ProbeKind, Sequence, Stage,
+};
+use berth_sandbox_manager::{ContainerKind, ContainerState, PodView, SandboxPhase};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use crate::directory::{Key, reference};
+use crate::node::{self, Node};
+use crate::record::{History, ManifestRecord, Plan, ProgressRecord};
+use crate::telling::Telling;
+use crate::timeline::{Span, Timeline};
+use crate::work::{self, Noted, Outcome};
+use crate::{Error, clock, plan, wire};
+
+/// What is asked of a pod's task.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// End it; the answer comes when it has ended. Without a grace the manifest's holds.
+    Stop { grace: Option<Duration>, ended: oneshot::Sender<()> },
+    /// Take over a manifest with more ephemeral containers.
+    AddEphemeral { record: Box<ManifestRecord>, kept: oneshot::Sender<Result<(), Error>> },
+    /// Remove all that is left of it. The task ends when that has worked.
+    Remove { removed: oneshot::Sender<Result<(), Error>> },
+}
+
+pub(crate) struct Task {
+    node: Arc<Node>,
+    key: Key,
+    plan: Arc<Plan>,
+    sequence: Sequence,
+    history: History,
+    timeline: Timeline,
+    status: PodStatus,
+    mailbox: mpsc::Receiver<Message>,
+    bell: Arc<Notify>,
+    jobs: JoinSet<Outcome>,
+    /// Hooks and starts under way, which the end of their container makes pointless.
+    hooks: HashMap<(String, Hook), AbortHandle>,
+    /// Attempts whose end is being looked into.
+    ending: HashSet<(String, u32)>,
+    /// Pulls under way, by container.
+    pulls: HashMap<String, ImagePull>,
+    telling: Telling,
+    told: mpsc::Receiver<(String, ImagePull)>,
+    /// The sandbox being made.
+    sandbox_span: Option<usize>,
+    /// Containers whose last pull failed.
+    pull_failures: HashSet<String>,
+    waiting_for_the_end: Vec<oneshot::Sender<()>>,
+}
+
+/// What a task is made from.
+pub(crate) struct Beginning {
+    pub(crate) key: Key,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) progress: Option<ProgressRecord>,
+    pub(crate) mailbox: mpsc::Receiver<Message>,
+    pub(crate) bell: Arc<Notify>,
+}
+
+impl Task {
+    pub(crate) fn new(node: Arc<Node>, beginning: Beginning) -> Self {
+        let Beginning { key, plan, progress, mailbox, bell } = beginning;
+        let now = clock::boottime();
+        let (telling, told) = Telling::new();
+        let (sequence, history) = match progress {
+            Some(progress) if progress.boot_id == node.boot_id || progress.sequence.is_over() => {
+                (progress.sequence, progress.history)
+            }
+            // Nothing is left of what a boot before this one had started, and its times mean nothing.
+            Some(_) | None => (Sequence::new(plan::plan(&plan.pod), now), History::default()),
+        };
+        let mut task = Self {
+            status: sequence.status(),
+            node,
+            key,
+            plan,
+            sequence,
+            history,
+            timeline: Timeline::default(),
+            mailbox,
+            bell,
+            jobs: JoinSet::new(),
+            hooks: HashMap::new(),
+            ending: HashSet::new(),
+            pulls: HashMap::new(),
+            telling,
+            told,
+            sandbox_span: None,
+            pull_failures: HashSet::new(),
+            waiting_for_the_end: Vec::new(),
+        };
+        task.add_ephemeral();
+        task
+    }
+
+    /// Until the pod is removed, or nobody can reach it any more.
+    pub(crate) async fn run(mut self) {
+        let actions = self.resume();
+        self.settled(actions).await;
+        loop {
+            let now = clock::boottime();
+            let wake = self.sequence.wake_at(now).map(|at| Instant::now() + at.saturating_sub(now));
+            let asleep = async {
+                match wake {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // All of these are cancel safe.
+            tokio::select! {
+                message = self.mailbox.recv() => match message {
+                    Some(message) => if self.take(message).await.is_break() { return },
+                    None => return,
+                },
+                Some(done) = self.jobs.join_next() => match done {
+                    Ok(outcome) => self.done(outcome).await,
+                    // A hook that was cut off.
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => tracing::error!(%error, "a step of a pod panicked"),
+                },
+                Some((container, pull)) = self.told.recv() => {
+                    self.pulls.insert(container, pull);
+                    self.publish();
+                }
+                () = self.bell.notified() => self.look().await,
+                () = asleep => {
+                    let actions = self.sequence.tick(clock::boottime());
+                    self.settled(actions).await;
+                }
+            }
+        }
+    }
+
+    /// Goes on from what was written down, with what there is.
+    fn resume(&mut self) -> Vec<Action> {
+        let view = self.view().filter(|view| view.sandbox.phase == SandboxPhase::Ready);
+        let found = |name: &str, attempt: u32| {
+            let container = view.as_ref().and_then(|view| node::attempt(view, name, Some(attempt)));
+            match container.map(|container| &container.state) {
+                Some(ContainerState::Running { .. }) => Found::Running,
+                Some(ContainerState::Exited(exit)) => Found::Ended(Ended {
+                    code: exit.code,
+                    reason: exit.reason.clone(),
+                    message: exit.message.clone(),
+                }),
+                Some(ContainerState::Creating | ContainerState::Created { .. }) | None => Found::Nothing,
+            }
+        };
+        self.sequence.resume(view.is_some(), found, clock::boottime())
+    }
+
+    /// The newest sandbox.
+    fn view(&self) -> Option<Arc<PodView>> {
+        self.node.sandboxes(&self.plan.record.uid).into_iter().next()
+    }
+
+    async fn take(&mut self, message: Message) -> ControlFlow<()> {
+        match message {
+            Message::Stop { grace, ended } => {
+                self.waiting_for_the_end.push(ended);
+                let grace = grace.unwrap_or(self.plan.pod.termination_grace_period);
+                self.handle(Event::StopAsked { grace }).await;
+            }
+            Message::AddEphemeral { record, kept } => {
+                let added = self.replace_plan(*record).await;
+                // A caller that went away has its container all the same.
+                drop(kept.send(added));
+                let actions = self.sequence.tick(clock::boottime());
+                self.settled(actions).await;
+            }
+            Message::Remove { removed } => {
+                let result = self.remove().await;
+                let done = result.is_ok();
+                drop(removed.send(result));
+                if done {
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    async fn replace_plan(&mut self, record: ManifestRecord) -> Result<(), Error> {
+        let plan = Plan::read(record)?;
+        self.node.keep(&plan.record).await?;
+        self.plan = Arc::new(plan);
+        self.add_ephemeral();
+        Ok(())
+    }
+
+    /// The sequence has those it does not know yet.
+    fn add_ephemeral(&mut self) {
+        for one in &self.plan.pod.ephemeral {
+            self.sequence.add_ephemeral(plan::planned(&one.container, ContainerKind::Ephemeral));
+        }
+    }
+
+    async fn remove(&mut self) -> Result<(), Error> {
+        if !self.sequence.is_over() {
+            return Err(Error::WrongState {
+                what: format!("pod {}", self.plan.label()),
+                state: "has not ended".to_owned(),
+                ask: "remove",
+            });
+        }
+        work::remove(&self.node, &self.plan).await?;
+        self.node.directory.remove(&self.key);
+        Ok(())
+    }
+
+    /// Looks at the sandbox for what the sequence does not know: ends.
+    async fn look(&mut self) {
+        let Some(view) = self.view() else { return self.handle(Event::SandboxLost).await };
+        let live: Vec<_> = self
+            .sequence
+            .current()
+            .filter(|current| {
+                matches!(current.stage, Stage::StartingUp | Stage::GettingReady | Stage::Up | Stage::Ending)
+            })
+            .map(|current| (current.name.to_owned(), current.attempt))
+            .collect();
+        for (name, attempt) in live {
+            let Some(container) = node::attempt(&view, &name, Some(attempt)) else { continue };
+            if let ContainerState::Exited(exit) = &container.state
+                && self.ending.insert((name.clone(), attempt))
+            {
+                let ended =
+                    work::ended(Arc::clone(&self.node), Arc::clone(&self.plan), name, attempt, exit.clone());
+                self.jobs.spawn(ended);
+            }
+        }
+        if view.sandbox.phase == SandboxPhase::NotReady {
+            self.handle(Event::SandboxLost).await;
+        } else {
+            self.publish();
+        }
+    }
+
+    async fn done(&mut self, outcome: Outcome) {
+        for noted in outcome.noted {
+            self.note(noted);
+        }
+        if self.history.ready_at == 0 {
+            Timeline::extend(&mut self.history.spans, outcome.spans);
+        }
+        let Some(event) = outcome.event else { return };
+        match &event {
+            Event::Exited { name, attempt, .. } => {
+                self.ending.remove(&(name.clone(), *attempt));
+                self.cut_hooks(name);
+            }
+            Event::SandboxUp | Event::SandboxFailed { .. } => {
+                let span = self.sandbox_span.take().and_then(|open| self.history.spans.get_mut(open));
+                if let Some(span) = span {
+                    span.ended = clock::unix();
+                }
+            }
+            Event::Pulled { name } => {
+                self.pulls.remove(name);
+                self.pull_failures.remove(name);
+            }
+            Event::PullFailed { name, .. } => {
+                self.pulls.remove(name);
+                self.pull_failures.insert(name.clone());
+            }
+            _ => {}
+        }
+        let look = matches!(event, Event::Started { .. } | Event::SandboxUp);
+        self.handle(event).await;
+        if look {
+            // It may have ended before anybody knew that it had begun.
+            self.look().await;
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let actions = self.sequence.handle(event, clock::boottime());
+        self.settled(actions).await;
+    }
+
+    /// After each step of the sequence: write it down, tell it, do it.
+    async fn settled(&mut self, actions: Vec<Action>) {
+        let status = self.sequence.status();
+        let only_probes = actions.iter().all(|action| matches!(action, Action::Probe { .. }));
+        let changed = status != self.status || !only_probes;
+        self.status = status;
+        if changed {
+            self.remember();
+            self.persist().await;
+            self.publish();
+        }
+        for action in actions {
+            self.begin(action);
+        }
+        if self.sequence.is_over() {
+            for ended in self.waiting_for_the_end.drain(..) {
+                // One that went away does not wait any more.
+                let _ = ended.send(());
+            }
+        }
+    }
+
+    /// What there is a time of.
+    fn remember(&mut self) {
+        let now = clock::unix();
+        self.history.conditions.resize(wire::CONDITIONS.len(), (false, self.plan.record.created_at));
+        for (known, (condition, _)) in self.history.conditions.iter_mut().zip(wire::CONDITIONS) {
+            let holds = self.status.conditions.contains(&condition);
+            if known.0 != holds {
+                *known = (holds, now);
+            }
+        }
+        if self.history.ready_at == 0 {
+            self.timeline.follow(&self.sequence, &mut self.history.spans, now);
+            if self.status.conditions.contains(&Condition::Ready) {
+                self.history.ready_at = now;
+            }
+        }
+        if self.sequence.is_over() && self.history.finished_at == 0 {
+            self.history.finished_at = now;
+        }
+    }
+
+    async fn persist(&self) {
+        let record = ProgressRecord {
+            boot_id: self.node.boot_id.clone(),
+            sequence: self.sequence.clone(),
+            history: self.history.clone(),
+        };
+        if let Err(error) = self.node.keep_progress(&self.plan.record.uid, record).await {
+            // The pod goes on; should the daemon be killed now, a step is done twice.
+            tracing::error!(pod = self.plan.label(), %error, "cannot write how far a pod has got");
+        }
+    }
+
+    fn publish(&self) {
+        let view = self.view();
+        let parts = wire::Parts {
+            key: &self.key,
+            plan: &self.plan,
+            sequence: &self.sequence,
+            status: &self.status,
+            history: &self.history,
+            view: view.as_deref(),
+            pulls: self.pulls.values().cloned().collect(),
+        };
+        self.node.directory.publish(&self.key, |entry, generation| {
+            entry.state = Arc::new(wire::pod(parts, generation));
+            entry.plan = Arc::clone(&self.plan);
+            entry.spans = Arc::new(self.history.spans.clone());
+            entry.ready_at = self.history.ready_at;
+        });
+    }
+
+    fn note(&self, noted: Noted) {
+        let Noted { container, warning, reason, message } = noted;
+        let pod = Some(reference(&self.key));
+        let reason = reason.to_owned();
+        let event = PodEvent { at: clock::unix(), pod, container, warning, reason, message };
+        self.node.directory.note(&self.key, event);
+    }
+
+    fn begin(&mut self, action: Action) {
+        let (node, plan) = (Arc::clone(&self.node), Arc::clone(&self.plan));
+        match action {
+            Action::RunSandbox { attempt } => {
+                if self.history.ready_at == 0 {
+                    self.sandbox_span =
+                        Timeline::begin(&mut self.history.spans, Span::of_sandbox(clock::unix()));
+                }
+                self.jobs.spawn(work::run_sandbox(node, plan, attempt, self.sandbox_span));
+            }
+            Action::StopSandbox => {
+                self.jobs.spawn(work::stop_sandbox(node, plan));
+            }
+            Action::Pull { name } => {
+                let again = self.pull_failures.contains(&name);
+                self.jobs.spawn(work::pull(node, plan, name, again, self.telling.clone()));
+            }
+            Action::Start { name, attempt } => {
+                let parent = self.timeline.open(&name);
+                self.jobs.spawn(work::start(node, plan, name, attempt, parent));
+            }
+            Action::Hook { name, attempt, hook } => {
+                let running = self.jobs.spawn(work::hook(node, plan, name.clone(), attempt, hook));
+                self.hooks.insert((name, hook), running);
+            }
+            Action::Probe { name, attempt, probe } => {
+                self.jobs.spawn(work::probe(node, plan, name, attempt, probe));
+            }
+            Action::Stop { name, attempt, grace } => {
+                self.cut_hooks(&name);
+                self.note(self.killing(&name));
+                self.jobs.spawn(work::stop(node, plan, name, attempt, grace));
+            }
+        }
+    }
+
+    fn killing(&self, name: &str) -> Noted {
+        let found = self.status.containers.iter().find(|status| status.name == name);
+        let why = match found.map(|status| &status.state) {
+            Some(berth_sandbox_manager::sequence::ContainerState::Running { ending, .. }) => ending.as_str(),
+            _ => "",
+        };
+        Noted::fine(name, "Killing", format!("stopping the container: {why}"))
+    }
+
+    /// What a hook still does is of no use any more.
+    fn cut_hooks(&mut self, name: &str) {
+        for hook in [Hook::PostStart, Hook::PreStop] {
+            if let Some(running) = self.hooks.remove(&(name.to_owned(), hook)) {
+                running.abort();
+            }
+        }
+    }
+}
+
+/// In a probe's events.
+pub(crate) fn probe_name(kind: ProbeKind) -> &'static str {
+    match kind {
+        ProbeKind::Startup => "startup",
+        ProbeKind::Liveness => "liveness",
+        ProbeKind::Readiness => "readiness",
+    }
+}
