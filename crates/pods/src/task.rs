@@ -293,8 +293,10 @@ impl Task {
     /// After each step of the sequence: write it down, tell it, do it.
     async fn settled(&mut self, actions: Vec<Action>) {
         let status = self.sequence.status();
+        // Probes that say what they said before are no news, and there are many of them.
         let only_probes = actions.iter().all(|action| matches!(action, Action::Probe { .. }));
-        let changed = status != self.status || !only_probes;
+        let just_over = self.sequence.is_over() && self.history.finished_at == 0;
+        let changed = status != self.status || !only_probes || just_over;
         self.status = status;
         if changed {
             self.remember();
