@@ -215,9 +215,9 @@ impl Lifecycle {
         Lifecycle {
             post_start: Hook::read(fields, "postStart", ports),
             pre_stop: Hook::read(fields, "preStop", ports),
-            stop_signal: fields.checked("stopSignal", |name| match name.starts_with("SIG") {
-                true => Ok(name.to_owned()),
-                false => Err(format!("{name:?} is no signal: SIGTERM, SIGUSR1, …")),
+            stop_signal: fields.checked("stopSignal", |name| match crate::cri::signal(name) {
+                Some(_) => Ok(name.to_owned()),
+                None => Err(format!("{name:?} is no signal: SIGTERM, SIGUSR1, …")),
             }),
         }
     }

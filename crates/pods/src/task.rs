@@ -109,6 +109,8 @@ impl Task {
     pub(crate) async fn run(mut self) {
         let actions = self.resume();
         self.settled(actions).await;
+        // Also when nothing is different from what was written down: readers of this daemon know nothing yet.
+        self.publish();
         loop {
             let now = clock::boottime();
             let wake = self.sequence.wake_at(now).map(|at| Instant::now() + at.saturating_sub(now));
@@ -175,10 +177,10 @@ impl Task {
             }
             Message::AddEphemeral { record, kept } => {
                 let added = self.replace_plan(*record).await;
-                // A caller that went away has its container all the same.
-                drop(kept.send(added));
                 let actions = self.sequence.tick(clock::boottime());
                 self.settled(actions).await;
+                // A caller that went away has its container all the same.
+                drop(kept.send(added));
             }
             Message::Remove { removed } => {
                 let result = self.remove().await;

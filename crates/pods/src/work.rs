@@ -7,7 +7,9 @@ use std::time::Duration;
 use berth_cri::runtime::v1::ContainerConfig;
 use berth_manifest::{Container, PullPolicy, VolumeSource, cri};
 use berth_sandbox_manager::sequence::{Ended, Event, Hook, ProbeKind};
-use berth_sandbox_manager::{ContainerKind, ContainerState, Error as ManagerError, Exit, PodView};
+use berth_sandbox_manager::{
+    ContainerKind, ContainerState, Error as ManagerError, Exit, PodView, SandboxPhase,
+};
 use tokio::time::sleep;
 
 use crate::extras;
@@ -82,7 +84,8 @@ async fn try_run_sandbox(node: &Node, plan: &Plan, attempt: u32) -> Result<Arc<P
     let uid = &plan.record.uid;
     // What an earlier sandbox left is of no use: containers start anew in this one.
     for old in node.sandboxes(uid) {
-        if old.sandbox.metadata().attempt != attempt {
+        let is_ours = old.sandbox.metadata().attempt == attempt && old.sandbox.phase == SandboxPhase::Ready;
+        if !is_ours {
             node.manager.remove_sandbox(old.sandbox.id.as_str()).await.map_err(text)?;
         }
     }

@@ -124,6 +124,7 @@ pub fn container(
             resources: Some(resources::of_container(pod, container, facts)),
             security_context: Some(security::of_container(pod, container, target, facts.ids)),
         }),
+        stop_signal: container.lifecycle.stop_signal.as_deref().and_then(signal).unwrap_or_default().into(),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value: value.into() }).collect(),
         ..cri::ContainerConfig::default()
     })
@@ -247,6 +248,12 @@ fn mount(pod: &Pod, mount: &Mount, places: Places<'_>) -> cri::Mount {
         },
         _ => cri::Mount { host_path: places(mount).to_string_lossy().into_owned(), ..shared },
     }
+}
+
+/// A signal by the name that Kubernetes has for it: `SIGTERM`, `SIGRTMIN+1`.
+pub(crate) fn signal(name: &str) -> Option<cri::Signal> {
+    let name = name.replace('+', "PLUS").replace('-', "MINUS");
+    cri::Signal::from_str_name(&format!("SIGNAL_{name}")).filter(|_| name.starts_with("SIG"))
 }
 
 /// The variables in their order, each name once: the last one given holds.
