@@ -186,13 +186,15 @@ impl PodsService for PodsHandlers {
         &self,
         request: Request<PortForwardToPodRequest>,
     ) -> Result<Response<StreamUrl>, Status> {
-        let id = self.pods.sandbox_id(&key(received(request).pod)?, "forward ports to");
+        let PortForwardToPodRequest { pod, ports } = received(request);
+        let ports = reply::ports(&ports)?;
+        let id = self.pods.sandbox_id(&key(pod)?, "forward ports to");
         let dialer = self.manager.dialer(&id.map_err(Coded::into_status)?).map_err(Coded::into_status)?;
         let connect = move |port| {
             let dialer = dialer.clone();
             async move { dialer.connect(port).await }
         };
-        let url = self.streaming.port_forward(Vec::new(), connect).map_err(Coded::into_status)?;
+        let url = self.streaming.port_forward(ports, connect).map_err(Coded::into_status)?;
         Ok(Response::new(StreamUrl { url, tty: false }))
     }
 }

@@ -10,6 +10,11 @@ pub(crate) fn too_slow(lost: u64) -> Status {
     Status::resource_exhausted(format!("{lost} events were not taken in time and are lost"))
 }
 
+pub(crate) fn ports(ports: &[u32]) -> Result<Vec<u16>, Status> {
+    let ports = ports.iter().map(|port| u16::try_from(*port)).collect::<Result<_, _>>();
+    ports.map_err(|_| Status::invalid_argument("a port is from 1 to 65535"))
+}
+
 pub(crate) fn is_of(event: &PodEvent, pod: &Option<Key>) -> bool {
     let Some((namespace, name)) = pod else { return true };
     event.pod.as_ref().is_some_and(|of| of.namespace == *namespace && of.name == *name)
