@@ -139,7 +139,7 @@ fn httpd(base: &Image) -> Image {
     image
 }
 
-/// Debian's nginx on port 80 with what is in /www, its logs on the standard streams.
+/// Debian's nginx on port 80, with its pages and logs where Docker's has them.
 pub fn nginx() -> Result<Image> {
     nginx_on(80)
 }
@@ -155,7 +155,7 @@ http {{
     access_log /dev/stdout;
     server {{
         listen {port};
-        root /www;
+        root /usr/share/nginx/html;
     }}
 }}
 "
@@ -166,8 +166,10 @@ http {{
         .file("etc/nginx/nginx.conf", 0o644, config)
         .dir("var/lib", 0o755)
         .dir("var/lib/nginx", 0o755)
-        .dir("www", 0o755)
-        .file("www/index.html", 0o644, PAGE);
+        .dir("usr/share", 0o755)
+        .dir("usr/share/nginx", 0o755)
+        .dir("usr/share/nginx/html", 0o755)
+        .file("usr/share/nginx/html/index.html", 0o644, PAGE);
     let mut image = with_layer(&base()?, layer);
     image.config.cmd = words(&["nginx", "-g", "daemon off;"]);
     Ok(image)
@@ -191,7 +193,7 @@ fn with_layer(base: &Image, layer: Layer) -> Image {
 }
 
 /// A layer with programs of this machine, each under its path in the image, and the libraries they load.
-fn programs(wanted: &[(&str, &str)]) -> Result<Layer> {
+pub(super) fn programs(wanted: &[(&str, &str)]) -> Result<Layer> {
     let mut libraries = BTreeSet::new();
     for (program, _) in wanted {
         libraries.extend(libraries_of(program)?);

@@ -2,6 +2,7 @@
 
 mod busybox;
 pub mod critest;
+pub mod manifests;
 pub mod tar;
 
 use std::{
