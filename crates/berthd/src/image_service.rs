@@ -2,7 +2,7 @@
 
 use berth_cri::runtime::v1::image_service_server::ImageService;
 use berth_cri::runtime::v1::*;
-use berth_image::Images;
+use berth_image::{Images, Progress};
 use tonic::{Request, Response, Status};
 
 use crate::clock::unix_nanos;
@@ -57,7 +57,9 @@ impl ImageService for ImageHandlers {
     ) -> Result<Response<PullImageResponse>, Status> {
         let request = received(request);
         let credentials = reply::credentials(request.auth);
-        let id = self.images.pull(&named(request.image)?, credentials).await.map_err(Coded::into_status)?;
+        let name = named(request.image)?;
+        let pulled = self.images.pull(&name, credentials, &Progress::default()).await;
+        let id = pulled.map_err(Coded::into_status)?;
         Ok(Response::new(PullImageResponse { image_ref: id.to_string() }))
     }
 

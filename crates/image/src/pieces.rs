@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::progress::Meter;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -12,9 +13,10 @@ const BYTES: usize = 1 << 20;
 const PIECES: usize = 64;
 
 /// A queue's two ends.
-pub(crate) fn queue() -> (Pieces, Waiting) {
+pub(crate) fn queue(meter: &Arc<Meter>) -> (Pieces, Waiting) {
     let (queue, waiting) = mpsc::channel(PIECES);
-    (Pieces { queue, room: Arc::new(Semaphore::new(BYTES)) }, Waiting(waiting))
+    let room = Arc::new(Semaphore::new(BYTES));
+    (Pieces { queue, room, meter: Arc::clone(meter) }, Waiting(waiting))
 }
 
 /// The end of the download.
@@ -22,6 +24,7 @@ pub(crate) fn queue() -> (Pieces, Waiting) {
 pub(crate) struct Pieces {
     queue: mpsc::Sender<(Bytes, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
+    meter: Arc<Meter>,
 }
 
 /// The other end is gone: nobody wants any more.
@@ -32,6 +35,7 @@ impl Pieces {
     /// Waits for room. A piece larger than the whole queue is taken when it is empty.
     pub(crate) async fn send(&self, piece: Bytes) -> Result<(), Unwanted> {
         let size = u32::try_from(piece.len().min(BYTES)).expect("the queue's size fits");
+        self.meter.add(piece.len());
         // What is queued gives its room back also when the other end goes.
         let room = Arc::clone(&self.room).acquire_many_owned(size).await.map_err(|_| Unwanted)?;
         self.queue.send((piece, room)).await.map_err(|_| Unwanted)
@@ -57,7 +61,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_queue_holds_its_bytes_and_no_more() {
-        let (pieces, mut waiting) = queue();
+        let (pieces, mut waiting) = queue(&Arc::default());
         let half = Bytes::from(vec![0; BYTES / 2]);
         pieces.send(half.clone()).await.unwrap();
         pieces.send(half.clone()).await.unwrap();
@@ -74,7 +78,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_piece_of_any_size_gets_through_and_a_closed_queue_says_so() {
-        let (pieces, mut waiting) = queue();
+        let (pieces, mut waiting) = queue(&Arc::default());
         let large = Bytes::from(vec![0; 3 * BYTES]);
         pieces.send(large.clone()).await.unwrap();
         let waiting =

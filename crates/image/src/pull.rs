@@ -25,6 +25,7 @@ use crate::images::{Images, Inner, Pins, lock};
 use crate::layers::{LayerError, LayerInfo};
 use crate::manifest::{self, Descriptor, Manifest, ManifestError};
 use crate::pieces;
+use crate::progress::{Meter, Progress};
 use crate::records::{ImageId, ImageRecord, LayerRecord};
 use crate::reference::Reference;
 use crate::registry::client::Session;
@@ -43,7 +44,7 @@ type Job = BoxFuture<'static, Result<Arc<LayerInfo>, Arc<Cause>>>;
 /// one is wrong.
 #[derive(Default)]
 pub(crate) struct Jobs {
-    running: Mutex<HashMap<(Digest, Digest), WeakShared<Job>>>,
+    running: Mutex<HashMap<(Digest, Digest), (WeakShared<Job>, Arc<Meter>)>>,
 }
 
 /// What a manifest led to.
@@ -66,7 +67,12 @@ impl Images {
     /// # Errors
     ///
     /// See [`PullError`]; nothing of the attempt is left.
-    pub async fn pull(&self, reference: &str, auth: Option<Credentials>) -> Result<ImageId, PullError> {
+    pub async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<Credentials>,
+        progress: &Progress,
+    ) -> Result<ImageId, PullError> {
         let reference: Reference = reference.parse()?;
         let text = reference.to_string();
         let fail = |cause: Cause| PullError::of(&text, Arc::new(cause));
@@ -84,7 +90,8 @@ impl Images {
         names.push(found.config.digest.hex().to_owned());
         names.extend(found.documents.iter().map(|(digest, _)| digest.hex().to_owned()));
         let attempt = Arc::new(Attempt::new(self.0.pin(names)));
-        let ended = match self.layers(&session, &specs, &attempt).await {
+        progress.expect(&specs);
+        let ended = match self.layers(&session, &specs, &attempt, progress).await {
             Ok(layers) => self.commit(&reference, found, config, specs, &layers, &attempt).await,
             Err(cause) => Err(PullError::of(&text, cause)),
         };
@@ -153,13 +160,14 @@ impl Images {
         session: &Arc<Session>,
         specs: &[LayerSpec],
         attempt: &Arc<Attempt>,
+        progress: &Progress,
     ) -> Result<Vec<Arc<LayerInfo>>, Arc<Cause>> {
         let permits = Arc::new(Semaphore::new(self.0.config.max_parallel_downloads.max(1)));
         let mut order: Vec<&LayerSpec> = specs.iter().collect();
         order.sort_by_key(|spec| std::cmp::Reverse(spec.size));
         let mut running: FuturesUnordered<_> = order
             .into_iter()
-            .map(|spec| self.layer(session, spec.clone(), Arc::clone(&permits), attempt))
+            .map(|spec| self.layer(session, spec.clone(), Arc::clone(&permits), attempt, progress))
             .collect();
         let mut done = Vec::with_capacity(specs.len());
         while let Some(layer) = running.next().await {
@@ -175,29 +183,36 @@ impl Images {
         spec: LayerSpec,
         permits: Arc<Semaphore>,
         attempt: &Arc<Attempt>,
+        progress: &Progress,
     ) -> Result<Arc<LayerInfo>, Arc<Cause>> {
         let key = (spec.blob.clone(), spec.diff_id.clone());
         if let Some(layer) = self.0.layers.get(spec.diff_id.hex()) {
+            progress.present(&spec);
             return Ok(layer);
         }
-        let (job, joined) = {
+        let (job, meter, joined) = {
             let mut running = lock(&self.0.jobs.running);
-            running.retain(|_, job| job.upgrade().is_some());
-            match running.get(&key).and_then(WeakShared::upgrade) {
-                Some(job) => (job, true),
+            running.retain(|_, (job, _)| job.upgrade().is_some());
+            let present =
+                running.get(&key).and_then(|(job, meter)| Some((job.upgrade()?, Arc::clone(meter))));
+            match present {
+                Some((job, meter)) => (job, meter, true),
                 None => {
-                    let job = start(&self.0, session, &spec, &permits, attempt);
-                    running.extend(job.downgrade().map(|weak| (key, weak)));
-                    (job, false)
+                    let (job, meter) = start(&self.0, session, &spec, &permits, attempt);
+                    running.extend(job.downgrade().map(|weak| (key, (weak, Arc::clone(&meter)))));
+                    (job, meter, false)
                 }
             }
         };
+        progress.follow(&spec, &meter);
         match job.await {
             // It was fetched with another caller's credentials or from another of the host's mirrors; what
             // stopped that need not stop us.
             Err(cause) if joined => {
                 tracing::debug!(layer = %spec.diff_id, %cause, "a shared download failed; trying alone");
-                start(&self.0, session, &spec, &permits, attempt).await
+                let (job, meter) = start(&self.0, session, &spec, &permits, attempt);
+                progress.follow(&spec, &meter);
+                job.await
             }
             ended => ended,
         }
@@ -298,15 +313,19 @@ fn start(
     spec: &LayerSpec,
     permits: &Arc<Semaphore>,
     attempt: &Arc<Attempt>,
-) -> Shared<Job> {
+) -> (Shared<Job>, Arc<Meter>) {
+    let meter: Arc<Meter> = Arc::default();
     let (inner, session, spec) = (Arc::clone(inner), Arc::clone(session), spec.clone());
     let (permits, attempt) = (Arc::clone(permits), Arc::clone(attempt));
-    async move {
+    let told = Arc::clone(&meter);
+    let job = async move {
         let _permit = permits.acquire_owned().await.expect("the semaphore is never closed");
-        fetch_layer(inner, &session, spec, attempt).await.map_err(Arc::new)
-    }
-    .boxed()
-    .shared()
+        told.begin();
+        let fetched = fetch_layer(inner, &session, spec, attempt, &told).await.map_err(Arc::new);
+        told.end();
+        fetched
+    };
+    (job.boxed().shared(), meter)
 }
 
 async fn fetch_layer(
@@ -314,6 +333,7 @@ async fn fetch_layer(
     session: &Session,
     spec: LayerSpec,
     attempt: Arc<Attempt>,
+    meter: &Arc<Meter>,
 ) -> Result<Arc<LayerInfo>, Cause> {
     if let Some(layer) = inner.layers.get(spec.diff_id.hex()) {
         return Ok(layer);
@@ -321,12 +341,14 @@ async fn fetch_layer(
     if let Some(layer) = from_content(&inner, &spec, &attempt).await? {
         return Ok(layer);
     }
-    let (pieces, input) = pieces::queue();
+    let (pieces, input) = pieces::queue(meter);
     let patience = inner.config.progress_timeout;
     let unpacking = unpack(inner, spec.clone(), Input::Stream(input), attempt);
     let fetching = async {
         let pieces = pieces; // dropped at the end, which is how the unpacking learns of it
-        source::fetch(session, &spec.blob, spec.size, patience, &pieces).await
+        let fetched = source::fetch(session, &spec.blob, spec.size, patience, &pieces).await;
+        meter.all_is_here();
+        fetched
     };
     let (fetched, unpacked) = tokio::join!(fetching, unpacking);
     match (fetched, unpacked) {

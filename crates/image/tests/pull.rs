@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_image::{Credentials, PullError};
+use berth_image::{Credentials, LayerState, Progress, PullError};
 use http::{Method, StatusCode};
 use support::registry::Auth;
 use support::{ImageBuilder, Node, Pack, Registry, Tar};
@@ -169,7 +169,7 @@ async fn every_kind_of_credential_is_accepted_where_it_is_right_and_nowhere_else
     ] {
         registry.set(|state| state.auth = auth.clone());
         let node = Node::new();
-        match node.images.pull(&reference, credentials.clone()).await {
+        match node.images.pull(&reference, credentials.clone(), &Progress::default()).await {
             Ok(_) => assert!(allowed, "{auth:?} took {credentials:?}"),
             Err(error) => {
                 assert!(!allowed, "{auth:?} refused {credentials:?}: {error:?}");
@@ -314,7 +314,7 @@ async fn a_dropped_pull_leaves_nothing_and_does_not_hurt_another() {
     // Two wait for one download; the first, which began it, goes.
     registry.set(|state| state.break_after = Some((100_000, 1)));
     let (images, name) = (node.images.clone(), reference.clone());
-    let first = tokio::spawn(async move { images.pull(&name, None).await });
+    let first = tokio::spawn(async move { images.pull(&name, None, &Progress::default()).await });
     let second = node.pull(&reference);
     let stop = async {
         tokio::time::sleep(Duration::from_millis(60)).await;
@@ -388,5 +388,39 @@ async fn an_unreachable_registry_is_unavailable_and_a_malformed_name_is_said_to_
 fn pulls_can_move_between_threads() {
     fn is_send<T: Send>(_: T) {}
     let node = Node::new();
-    is_send(node.images.pull("x", None));
+    is_send(node.images.pull("x", None, &Progress::default()));
+}
+
+#[tokio::test]
+async fn a_pull_tells_how_far_it_is_also_one_that_waits_for_anothers_download() {
+    let (registry, node) = (Registry::start().await, Node::new());
+    let size = 300_000;
+    ImageBuilder::new()
+        .layer(Tar::new().file("small", b"x"))
+        .layer(Tar::new().file("big", noise(size)))
+        .push(&registry, "app", "latest");
+    let reference = registry.reference("app");
+    let (first, second) = (Progress::default(), Progress::default());
+    assert!(first.layers().is_empty());
+    let pulls = [&first, &second].map(|progress| node.images.pull(&reference, None, progress));
+    for pulled in futures::future::join_all(pulls).await {
+        pulled.unwrap();
+    }
+    assert_eq!(registry.count(Method::GET, "/blobs/"), 4, "its config for each, and the two layers once");
+    assert_eq!(first.layers(), second.layers(), "both see the one download");
+    for layer in first.layers() {
+        assert_eq!((layer.state, layer.fetched), (LayerState::Done, layer.size), "{layer:?}");
+        assert!(0 < layer.began && layer.began <= layer.ended, "{layer:?}");
+    }
+    assert!(first.layers()[1].size > size as u64, "from the lowest: {:?}", first.layers());
+    // Under another name the layers are here before anything is fetched.
+    ImageBuilder::new()
+        .layer(Tar::new().file("small", b"x"))
+        .layer(Tar::new().file("more", b"y"))
+        .push(&registry, "other", "latest");
+    let third = Progress::default();
+    node.images.pull(&registry.reference("other"), None, &third).await.unwrap();
+    let layers = third.layers();
+    assert_eq!((layers[0].fetched, layers[0].began), (layers[0].size, 0), "it was here: {layers:?}");
+    assert!(layers[1].began > 0, "{layers:?}");
 }

@@ -391,7 +391,8 @@ impl Task {
             }
             Action::Pull { name } => {
                 let again = self.pull_failures.contains(&name);
-                self.jobs.spawn(work::pull(node, plan, name, again, self.telling.clone()));
+                let telling = (self.telling.clone(), self.timeline.open(&name));
+                self.jobs.spawn(work::pull(node, plan, name, again, telling));
             }
             Action::Start { name, attempt } => {
                 let parent = self.timeline.open(&name);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_cri::runtime::v1::ContainerConfig;
+use berth_image::Progress;
 use berth_manifest::{Container, PullPolicy, VolumeSource, cri};
 use berth_sandbox_manager::sequence::{Ended, Event, Hook, ProbeKind};
 use berth_sandbox_manager::{
@@ -142,7 +143,7 @@ pub(crate) async fn pull(
     plan: Arc<Plan>,
     name: String,
     again: bool,
-    telling: Telling,
+    (telling, parent): (Telling, Option<usize>),
 ) -> Outcome {
     let mut outcome = Outcome::default();
     let Some(container) = plan::container(&plan.pod, &name) else { return outcome };
@@ -154,7 +155,7 @@ pub(crate) async fn pull(
         }
     });
     for (image, policy) in std::iter::once((container.image.as_str(), container.pull_policy)).chain(mounted) {
-        match have(&node, &plan, &name, image, policy, &telling, &mut outcome).await {
+        match have(&node, &plan, &name, image, policy, (&telling, parent), &mut outcome).await {
             Ok(()) => {}
             Err((reason, error)) => {
                 outcome.noted.push(Noted::warning(
@@ -179,7 +180,7 @@ async fn have(
     name: &str,
     image: &str,
     policy: PullPolicy,
-    telling: &Telling,
+    (telling, parent): (&Telling, Option<usize>),
     outcome: &mut Outcome,
 ) -> Result<(), (&'static str, String)> {
     let present = node.images.find(image).map_err(|error| ("InvalidImageName", text(error)))?;
@@ -200,11 +201,29 @@ async fn have(
         credentials::for_image(image, &pod.metadata.namespace, &pod.image_pull_secrets, &plan.configs);
     let credentials = secrets.map_err(|error| ("ErrImagePull", error))?;
     let began = std::time::Instant::now();
-    telling.pulling(name, image);
-    let pulled = node.images.pull(image, credentials).await;
+    let progress = Progress::default();
+    let pulled = tokio::select! {
+        pulled = node.images.pull(image, credentials, &progress) => pulled,
+        never = telling.follow(name, image, &progress) => match never {},
+    };
+    outcome.spans.extend(layers(&progress, name, parent));
     pulled.map_err(|error| ("ErrImagePull", text(error)))?;
     outcome.noted.push(Noted::fine(name, "Pulled", format!("pulled {image} in {:.1?}", began.elapsed())));
     Ok(())
+}
+
+/// The layers that came over the network, as parts of a pull.
+fn layers(progress: &Progress, container: &str, parent: Option<usize>) -> Vec<Span> {
+    let layers = progress.layers().into_iter().filter(|layer| layer.began > 0 && parent.is_some());
+    let spans = layers.map(|layer| Span {
+        name: format!("layer {}", layer.digest.trim_start_matches("sha256:").get(..12).unwrap_or_default()),
+        kind: Kind::Layer,
+        container: container.to_owned(),
+        began: layer.began,
+        ended: layer.ended,
+        part_of: parent,
+    });
+    spans.collect()
 }
 
 /// Creates and starts a container.

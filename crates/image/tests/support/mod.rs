@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_image::{Credentials, Digest, Image, ImageConfig, ImageId, Images, PullError};
+use berth_image::{Credentials, Digest, Image, ImageConfig, ImageId, Images, Progress, PullError};
 use berth_store::{Durability, Store};
 pub use registry::Registry;
 pub use tar::Tar;
@@ -43,7 +43,7 @@ impl Node {
     }
 
     pub async fn pull(&self, reference: &str) -> Result<ImageId, PullError> {
-        self.images.pull(reference, None).await
+        self.images.pull(reference, None, &Progress::default()).await
     }
 
     pub async fn pull_as(
@@ -54,7 +54,7 @@ impl Node {
     ) -> Result<ImageId, PullError> {
         let credentials =
             Credentials { username: username.into(), password: password.into(), ..Default::default() };
-        self.images.pull(reference, Some(credentials)).await
+        self.images.pull(reference, Some(credentials), &Progress::default()).await
     }
 
     pub fn image(&self, text: &str) -> Arc<Image> {
