@@ -62,13 +62,20 @@ pub async fn run(
     let stopping = CancellationToken::new();
     let limits = config.limits.clone();
     let services = Services::build(config.clone(), stopping.clone()).await.map_err(AppError::Services)?;
-    let Services { runtime, images, pods, background: _background, plugins } = services;
+    let Services { runtime, images, pods, more_images, background: _background, plugins } = services;
     let network = runtime.network.clone();
 
     let (listener, _file) = bound.listen()?;
     let incoming = socket::incoming(listener);
-    let mut serving =
-        pin!(server::serve(runtime, images, pods, &limits, incoming, stopping.clone().cancelled_owned()));
+    let mut serving = pin!(server::serve(
+        runtime,
+        images,
+        pods,
+        more_images,
+        &limits,
+        incoming,
+        stopping.clone().cancelled_owned()
+    ));
     info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),

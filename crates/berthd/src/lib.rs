@@ -14,6 +14,7 @@ mod code;
 pub mod config;
 pub mod error;
 mod image_service;
+mod images_service;
 pub mod lock;
 pub mod notify;
 mod plugins;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use berth_cri::berth::v1::images_server::ImagesServer;
 use berth_cri::berth::v1::pods_server::PodsServer;
 use berth_cri::runtime::v1::image_service_server::ImageServiceServer;
 use berth_cri::runtime::v1::runtime_service_server::RuntimeServiceServer;
@@ -13,6 +14,7 @@ use tower::ServiceBuilder;
 use crate::config::Limits;
 pub use crate::config::MESSAGE_BYTES;
 use crate::image_service::ImageHandlers;
+use crate::images_service::ImagesHandlers;
 use crate::pods_service::PodsHandlers;
 use crate::rpc::{Admission, AroundLayer, Deadline, Trace};
 use crate::runtime_service::RuntimeHandlers;
@@ -35,6 +37,7 @@ pub(crate) async fn serve(
     runtime: RuntimeHandlers,
     images: ImageHandlers,
     pods: PodsHandlers,
+    more_images: ImagesHandlers,
     limits: &Limits,
     incoming: impl Stream<Item = io::Result<UnixStream>>,
     stop: impl Future<Output = ()>,
@@ -44,6 +47,7 @@ pub(crate) async fn serve(
     let runtime = RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_BYTES);
     let images = ImageServiceServer::new(images).max_decoding_message_size(MESSAGE_BYTES);
     let pods = PodsServer::new(pods).max_decoding_message_size(MESSAGE_BYTES);
+    let more_images = ImagesServer::new(more_images).max_decoding_message_size(MESSAGE_BYTES);
     let layers = ServiceBuilder::new() // the top line sees the call first
         .layer(AroundLayer(Trace))
         .layer(AroundLayer(Deadline)) // inside the log, which is to tell an expired deadline from a caller that went away
@@ -56,6 +60,7 @@ pub(crate) async fn serve(
         .add_service(runtime)
         .add_service(images)
         .add_service(pods)
+        .add_service(more_images)
         .serve_with_incoming_shutdown(incoming, stop)
         .await
 }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, RuntimeHandler};
 use crate::image_service::ImageHandlers;
+use crate::images_service::ImagesHandlers;
 use crate::plugins::Plugins;
 use crate::pods_service::PodsHandlers;
 use crate::runtime_service::RuntimeHandlers;
@@ -31,6 +32,7 @@ pub struct Services {
     pub(crate) runtime: RuntimeHandlers,
     pub(crate) images: ImageHandlers,
     pub(crate) pods: PodsHandlers,
+    pub(crate) more_images: ImagesHandlers,
     /// What goes on beside the calls, until `stopping`; ends when this is dropped.
     pub(crate) background: JoinSet<()>,
     /// Absent when they are not wanted.
@@ -93,6 +95,8 @@ impl Services {
             pods,
         )
         .await?;
+        let more_images =
+            ImagesHandlers { images: images.clone(), pods: driver.clone(), manager: manager.clone() };
         let pods = PodsHandlers {
             pods: driver,
             usage: usage.of(of_manifests.clone()),
@@ -114,6 +118,7 @@ impl Services {
             },
             images: ImageHandlers { images },
             pods,
+            more_images,
             background,
             plugins,
         })

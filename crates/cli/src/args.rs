@@ -51,6 +51,9 @@ pub(crate) enum Command {
     Top(Top),
     /// Show what a pod waited for while it started
     Timeline(Timeline),
+    /// Look after images
+    #[command(subcommand)]
+    Image(Image),
     /// Print a shell's completions
     Completions(Completions),
     /// Write man pages to a folder
@@ -286,6 +289,35 @@ pub(crate) struct Timeline {
     pub(crate) svg: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Pull an image
+    Pull(Pull),
+    /// List images
+    Ls(Output),
+    /// Remove images
+    Rm {
+        /// A name, an id, or the beginning of one
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove the images that no container and no pod uses
+    Prune {
+        /// Say what would go, remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pull {
+    /// As in nginx, or registry.example/team/app:1
+    pub(crate) image: String,
+    /// Read USER:PASSWORD from standard input
+    #[arg(long)]
+    pub(crate) creds_stdin: bool,
 }
 
 #[derive(Debug, clap::Args)]

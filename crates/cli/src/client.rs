@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use berth_cri::berth::v1::images_client::ImagesClient;
 use berth_cri::berth::v1::pods_client::PodsClient;
 use berth_cri::berth::v1::{PodRef, WatchPodsRequest, WatchPodsResponse};
+use berth_cri::runtime::v1::image_service_client::ImageServiceClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -42,6 +44,16 @@ impl Client {
 
     pub(crate) fn pods(&self) -> PodsClient<Channel> {
         PodsClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// CRI's.
+    pub(crate) fn cri_images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// What CRI has no words for.
+    pub(crate) fn images(&self) -> ImagesClient<Channel> {
+        ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// What to make of a call's error.

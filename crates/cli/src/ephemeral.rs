@@ -28,7 +28,7 @@ pub(crate) async fn debug(client: Client, args: Debug) -> Result<u8, Error> {
     }
     let pod = reference(&args.pod.pod, &args.pod.namespace);
     // kubectl's names end in five letters as well, so that each debugger has one of its own.
-    let name = args.name.clone().unwrap_or_else(|| format!("debugger-{:05x}", now() / 1000 & 0xfffff));
+    let name = args.name.clone().unwrap_or_else(|| format!("debugger-{:05x}", (now() / 1000) & 0xfffff));
     let mut container = json!({
         "name": name,
         "image": args.image,

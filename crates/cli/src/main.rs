@@ -11,6 +11,7 @@ mod ephemeral;
 mod error;
 mod events;
 mod get;
+mod image;
 mod logs;
 mod output;
 mod ps;
@@ -71,6 +72,7 @@ async fn dispatch(args: Args) -> Result<u8, Error> {
         Command::Events(args) => events::events(client, args).await,
         Command::Top(args) => top::top(client, args).await,
         Command::Timeline(args) => timeline::timeline(client, args).await,
+        Command::Image(args) => image::image(client, args).await,
         Command::Completions(args) => docs::completions(args),
         Command::Man(args) => docs::man(args),
     }

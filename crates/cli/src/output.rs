@@ -142,12 +142,12 @@ pub(crate) fn status(pod: &Pod) -> String {
     if !pod.reason.is_empty() {
         return pod.reason.clone();
     }
-    let waits = pod.containers.iter().filter_map(|container| match &container.state {
+    let mut waits = pod.containers.iter().filter_map(|container| match &container.state {
         Some(State::Waiting(waiting)) => Some(waiting.reason.as_str()),
         _ => None,
     });
     let ordinary = ["PodInitializing", "ContainerCreating", ""];
-    let bad = waits.filter(|reason| !ordinary.contains(reason)).next_back();
+    let bad = waits.rfind(|reason| !ordinary.contains(reason));
     bad.map_or_else(|| phase(pod).to_owned(), str::to_owned)
 }
 

@@ -1,6 +1,6 @@
 //! `berth run`: gives manifests to the daemon, and shows what becomes of them.
 
-mod progress;
+pub(crate) mod progress;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;

@@ -44,8 +44,11 @@ type Job = BoxFuture<'static, Result<Arc<LayerInfo>, Arc<Cause>>>;
 /// one is wrong.
 #[derive(Default)]
 pub(crate) struct Jobs {
-    running: Mutex<HashMap<(Digest, Digest), (WeakShared<Job>, Arc<Meter>)>>,
+    running: Mutex<HashMap<(Digest, Digest), Running>>,
 }
+
+/// One of them, as long as somebody waits for it, and how far it is.
+type Running = (WeakShared<Job>, Arc<Meter>);
 
 /// What a manifest led to.
 struct Found {

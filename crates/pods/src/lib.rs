@@ -37,3 +37,4 @@ pub use directory::Key;
 pub use error::Error;
 pub use logs::Lines;
 pub use pods::{Pods, PodsConfig, StartError, Taken, Watch};
+pub use telling::{PERIOD as PULL_PERIOD, image_pull};

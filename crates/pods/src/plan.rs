@@ -1,6 +1,6 @@
 //! From a manifest to what the sequence has to know of it.
 
-use berth_manifest::{Container, Pod, Probe, Startup};
+use berth_manifest::{Container, Pod, Probe, Startup, VolumeSource};
 use berth_sandbox_manager::ContainerKind;
 use berth_sandbox_manager::sequence::{Plan, PlannedContainer, PlannedProbe, PlannedProbes, RestartPolicy};
 
@@ -46,6 +46,17 @@ fn probe(probe: &Probe) -> PlannedProbe {
         failure_threshold: probe.failure_threshold,
         grace: probe.grace_period,
     }
+}
+
+/// The images that a pod is made from.
+pub(crate) fn images(pod: &Pod) -> impl Iterator<Item = &str> {
+    let startup = pod.startup.iter().map(Startup::container);
+    let ephemeral = pod.ephemeral.iter().map(|one| &one.container);
+    let containers = startup.chain(&pod.standard).chain(ephemeral).map(|container| container.image.as_str());
+    containers.chain(pod.volumes.iter().filter_map(|volume| match &volume.source {
+        VolumeSource::Image { reference, .. } => Some(reference.as_str()),
+        VolumeSource::EmptyDir(_) | VolumeSource::HostPath { .. } | VolumeSource::Files { .. } => None,
+    }))
 }
 
 /// The container of this name, whatever its kind.

@@ -354,6 +354,14 @@ impl Pods {
         Ok(timeline::wire(&entry.spans, entry.plan.record.created_at, entry.ready_at, now))
     }
 
+    /// The images that pods name, which they may need again.
+    #[must_use]
+    pub fn images(&self) -> BTreeSet<String> {
+        let entries = self.0.directory.entries();
+        let pods = entries.iter().filter(|entry| entry.state.finished_at == 0).map(|entry| &entry.plan.pod);
+        pods.flat_map(crate::plan::images).map(str::to_owned).collect()
+    }
+
     /// The sandboxes that are up, of one pod or of all.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ pub(crate) struct Telling(mpsc::Sender<(String, ImagePull)>);
 const WAITING: usize = 16;
 
 /// How often a pull is told of: a person's eye needs no more.
-const PERIOD: Duration = Duration::from_millis(200);
+pub const PERIOD: Duration = Duration::from_millis(200);
 
 impl Telling {
     pub(crate) fn new() -> (Self, mpsc::Receiver<(String, ImagePull)>) {
@@ -30,8 +30,7 @@ impl Telling {
         let mut interval = interval(PERIOD);
         loop {
             interval.tick().await;
-            let layers = progress.layers().into_iter().map(layer).collect();
-            let pull = ImagePull { image: image.to_owned(), layers };
+            let pull = image_pull(image, progress);
             if told.as_ref() != Some(&pull) {
                 // Whoever is busy will hear the next one.
                 let _ = self.0.try_send((container.to_owned(), pull.clone()));
@@ -39,6 +38,12 @@ impl Telling {
             }
         }
     }
+}
+
+/// How far a pull is, as the services tell it.
+#[must_use]
+pub fn image_pull(image: &str, progress: &Progress) -> ImagePull {
+    ImagePull { image: image.to_owned(), layers: progress.layers().into_iter().map(layer).collect() }
 }
 
 fn layer(layer: LayerProgress) -> LayerPull {

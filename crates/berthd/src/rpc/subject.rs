@@ -2,8 +2,8 @@
 
 use berth_cri::berth::v1::{
     AddEphemeralRequest, AttachToPodRequest, EventsRequest, ExecInPodRequest, GetPodRequest,
-    GetTimelineRequest, ListPodsRequest, LogsRequest, PortForwardToPodRequest, RemovePodRequest, RunRequest,
-    StopPodRequest, UsageRequest, WatchPodsRequest,
+    GetTimelineRequest, ListPodsRequest, LogsRequest, PortForwardToPodRequest, PruneRequest, PullRequest,
+    RemovePodRequest, RunRequest, StopPodRequest, UsageRequest, WatchPodsRequest,
 };
 use berth_cri::runtime::v1::*;
 use tonic::Request;
@@ -87,7 +87,8 @@ of_a_pod!(
     AttachToPodRequest,
     PortForwardToPodRequest,
 );
-subject!(none: RunRequest, ListPodsRequest);
+subject!("image.ref" from reference: PullRequest);
+subject!(none: RunRequest, ListPodsRequest, PruneRequest);
 
 impl Subject for RunPodSandboxRequest {
     fn record(&self, span: &Span) {

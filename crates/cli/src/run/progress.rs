@@ -16,8 +16,7 @@ pub(crate) struct Progress {
     pods: BTreeMap<(String, String), Pod>,
     /// Of each container, what was last said.
     said: BTreeMap<String, String>,
-    /// Lines of the picture that is on the screen.
-    drawn: usize,
+    screen: Screen,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,7 +33,7 @@ impl Progress {
             (false, true) => Mode::Picture,
             (false, false) => Mode::Lines,
         };
-        Self { mode, pods: BTreeMap::new(), said: BTreeMap::new(), drawn: 0 }
+        Self { mode, pods: BTreeMap::new(), said: BTreeMap::new(), screen: Screen::default() }
     }
 
     /// Shows a pod as it is now.
@@ -44,7 +43,8 @@ impl Progress {
             Mode::Lines => self.say(pod),
             Mode::Picture => {
                 self.pods.insert(name(pod), pod.clone());
-                self.draw();
+                let lines = self.pods.values().flat_map(picture);
+                self.screen.draw(lines);
             }
         }
         if self.mode == Mode::Lines {
@@ -79,23 +79,6 @@ impl Progress {
             say(format!("{namespace}/{pod_name}: {}", container.name), container_state(container));
         }
     }
-
-    fn draw(&mut self) {
-        let lines: Vec<String> = self.pods.values().flat_map(picture).collect();
-        let mut out = std::io::stdout().lock();
-        let mut page = String::new();
-        if self.drawn > 0 {
-            // Up to the first line of the last picture, and clear from there (ECMA-48).
-            page.push_str(&format!("\x1b[{}A\x1b[J", self.drawn));
-        }
-        for line in &lines {
-            page.push_str(line);
-            page.push('\n');
-        }
-        self.drawn = lines.len();
-        // A terminal that is gone is told of by the next line that matters.
-        let _ = out.write_all(page.as_bytes()).and_then(|()| out.flush());
-    }
 }
 
 fn picture(pod: &Pod) -> Vec<String> {
@@ -106,9 +89,35 @@ fn picture(pod: &Pod) -> Vec<String> {
     }
     lines.extend(pod.containers.iter().map(|container| format!("  {}", container_line(container))));
     lines.extend(pod.pulls.iter().flat_map(pull_lines));
-    // A line that wraps would be two, and the next picture would be drawn at the wrong place.
-    let width = crate::stream::terminal::width().unwrap_or(80);
-    lines.into_iter().map(|line| cut(&line, width)).collect()
+    lines
+}
+
+/// Where a picture takes the place of the one before it.
+#[derive(Default)]
+pub(crate) struct Screen {
+    /// Lines of the picture that is there.
+    drawn: usize,
+}
+
+impl Screen {
+    pub(crate) fn draw(&mut self, lines: impl Iterator<Item = String>) {
+        // A line that wraps would be two, and the next picture would be drawn at the wrong place.
+        let width = crate::stream::terminal::width().unwrap_or(80);
+        let mut page = String::new();
+        if self.drawn > 0 {
+            // Up to the first line of the last picture, and clear from there (ECMA-48).
+            page.push_str(&format!("\x1b[{}A\x1b[J", self.drawn));
+        }
+        self.drawn = 0;
+        for line in lines {
+            page.push_str(&cut(&line, width));
+            page.push('\n');
+            self.drawn += 1;
+        }
+        let mut out = std::io::stdout().lock();
+        // A terminal that is gone is told of by the next line that matters.
+        let _ = out.write_all(page.as_bytes()).and_then(|()| out.flush());
+    }
 }
 
 fn container_line(container: &PodContainer) -> String {
@@ -124,7 +133,8 @@ fn container_line(container: &PodContainer) -> String {
     format!("{} {:<20} {}", coloured(sign, colour), container.name, container_state(container))
 }
 
-fn pull_lines(pull: &ImagePull) -> Vec<String> {
+/// An image on its way: its name, and a bar for each layer.
+pub(crate) fn pull_lines(pull: &ImagePull) -> Vec<String> {
     let mut lines = vec![format!("  pulling {}", pull.image)];
     lines.extend(pull.layers.iter().map(layer_line));
     lines
@@ -142,7 +152,8 @@ fn layer_line(layer: &LayerPull) -> String {
 }
 
 fn bar(done: u64, all: u64) -> String {
-    let full = if all == 0 { 0 } else { usize::try_from(done * BAR as u64 / all).unwrap_or(BAR).min(BAR) };
+    let full = (done * BAR as u64).checked_div(all).unwrap_or(0);
+    let full = usize::try_from(full).unwrap_or(BAR).min(BAR);
     format!("[{}{}]", "=".repeat(full), " ".repeat(BAR - full))
 }
 

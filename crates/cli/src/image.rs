@@ -1,0 +1,105 @@
+//! `berth image`.
+
+use std::io::{IsTerminal as _, Read as _};
+
+use berth_cri::berth::v1::{PruneRequest, PullRequest, pull_response::What};
+use berth_cri::runtime::v1::{ImageSpec, ImageStatusRequest, ListImagesRequest, RemoveImageRequest};
+use serde_json::json;
+
+use crate::args::{Format, Image, Output, Pull};
+use crate::client::Client;
+use crate::error::Error;
+use crate::output::{bytes, print, table};
+use crate::run::progress::{Screen, pull_lines};
+
+pub(crate) async fn image(client: Client, command: Image) -> Result<u8, Error> {
+    match command {
+        Image::Pull(args) => pull(client, args).await,
+        Image::Ls(output) => list(client, output).await,
+        Image::Rm { images } => remove(client, images).await,
+        Image::Prune { dry_run } => prune(client, dry_run).await,
+    }
+}
+
+async fn pull(client: Client, args: Pull) -> Result<u8, Error> {
+    let (username, password) = if args.creds_stdin { credentials()? } else { Default::default() };
+    let request = PullRequest { reference: args.image.clone(), username, password };
+    let mut answers = client.images().pull(request).await.map_err(client.failed())?.into_inner();
+    let mut screen = std::io::stdout().is_terminal().then(Screen::default);
+    while let Some(answer) = answers.message().await.map_err(client.failed())? {
+        match (answer.what, &mut screen) {
+            (Some(What::Progress(pull)), Some(screen)) => screen.draw(pull_lines(&pull).into_iter()),
+            (Some(What::Id(id)), _) => println!("{} is {id}", args.image),
+            (Some(What::Progress(_)) | None, _) => {}
+        }
+    }
+    Ok(0)
+}
+
+fn credentials() -> Result<(String, String), Error> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(Error::file("read", "standard input"))?;
+    match text.trim_end_matches(['\r', '\n']).split_once(':') {
+        Some((user, password)) => Ok((user.to_owned(), password.to_owned())),
+        None => Err(Error::Usage("--creds-stdin: standard input must be USER:PASSWORD".to_owned())),
+    }
+}
+
+async fn list(client: Client, output: Output) -> Result<u8, Error> {
+    let answer = client.cri_images().list_images(ListImagesRequest::default()).await;
+    let mut images = answer.map_err(client.failed())?.into_inner().images;
+    images.sort_by(|one, other| (&one.repo_tags, &one.id).cmp(&(&other.repo_tags, &other.id)));
+    if output.output == Format::Table {
+        let rows: Vec<_> = images
+            .iter()
+            .flat_map(|image| {
+                let id = image.id.trim_start_matches("sha256:").get(..12).unwrap_or_default().to_owned();
+                let names = if image.repo_tags.is_empty() { &image.repo_digests } else { &image.repo_tags };
+                let row = move |name: &String| vec![name.clone(), id.clone(), bytes(image.size)];
+                names.iter().map(row).collect::<Vec<_>>()
+            })
+            .collect();
+        print!("{}", table(&["NAME", "ID", "SIZE"], &rows));
+        return Ok(0);
+    }
+    let images = images.iter().map(|image| {
+        json!({
+            "id": image.id,
+            "tags": image.repo_tags,
+            "digests": image.repo_digests,
+            "size": image.size,
+            "pinned": image.pinned,
+        })
+    });
+    print(&images.collect(), output.output)?;
+    Ok(0)
+}
+
+/// To CRI an image that is not there is removed already; a person has mistyped its name.
+async fn remove(client: Client, images: Vec<String>) -> Result<u8, Error> {
+    for name in images {
+        let image = Some(ImageSpec { image: name.clone(), ..ImageSpec::default() });
+        let request = ImageStatusRequest { image: image.clone(), verbose: false };
+        let found = client.cri_images().image_status(request).await.map_err(client.failed())?.into_inner();
+        if found.image.is_none() {
+            return Err(Error::Failed(format!("there is no image {name} (berth image ls)")));
+        }
+        client.cri_images().remove_image(RemoveImageRequest { image }).await.map_err(client.failed())?;
+        println!("{name} is removed");
+    }
+    Ok(0)
+}
+
+async fn prune(client: Client, dry_run: bool) -> Result<u8, Error> {
+    let answer = client.images().prune(PruneRequest { dry_run }).await.map_err(client.failed())?;
+    let images = answer.into_inner().images;
+    for image in &images {
+        let name = image.names.first().unwrap_or(&image.id);
+        let what = if dry_run { "would be removed" } else { "is removed" };
+        println!("{name} {what} ({})", bytes(image.size));
+    }
+    if images.is_empty() {
+        println!("every image is in use");
+    }
+    Ok(0)
+}
