@@ -9,7 +9,7 @@ use std::{
     fs,
     ops::Range,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{ExitStatus, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -86,6 +86,14 @@ pub struct Options {
     pub ipv4_prefix: u8,
     /// The daemon's `log_level`.
     pub log_level: String,
+}
+
+/// What a program wrote, and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Default for Options {
@@ -242,6 +250,37 @@ impl Node {
     /// The Pods service.
     pub fn pods(&self) -> PodsClient<Channel> {
         PodsClient::new(lock(&self.channel).clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// `berth` against this node.
+    pub fn berth_command(&self, arguments: &[&str]) -> Result<tokio::process::Command> {
+        let mut command = tokio::process::Command::new(binaries()?.join("berth"));
+        command.args(arguments).env("BERTH_ADDRESS", format!("unix://{}", self.socket().display()));
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// Runs `berth` to its end: its exit code, and what it wrote.
+    pub async fn berth(&self, arguments: &[&str]) -> Result<Said> {
+        let output = tokio::time::timeout(3 * PATIENCE, self.berth_command(arguments)?.output());
+        let output = output.await.with_context(|| format!("berth {arguments:?} does not end"))??;
+        Ok(Said {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// As [`berth`](Node::berth), which must work; its standard output.
+    pub async fn berth_ok(&self, arguments: &[&str]) -> Result<String> {
+        let said = self.berth(arguments).await?;
+        ensure!(said.code == 0, "berth {arguments:?}: {said:?}");
+        Ok(said.out)
+    }
+
+    /// Serves the images that tests/manifests name.
+    pub fn push_manifest_images(&self) -> Result<()> {
+        image::manifests::push(&self.registry, &binaries()?)
     }
 
     /// The real crictl against this node, for those who want its streams.
