@@ -66,9 +66,11 @@ impl Coded for ManifestError {
             Self::NotFound { .. } | Self::NoContainer { .. } => Code::NotFound,
             Self::Exists(..) => Code::AlreadyExists,
             Self::WrongState { .. } => Code::FailedPrecondition,
-            Self::Leftover { .. } | Self::Volumes { .. } | Self::NoUid { .. } | Self::Store(_) => {
-                Code::Internal
-            }
+            Self::Leftover { .. }
+            | Self::Volumes { .. }
+            | Self::Log { .. }
+            | Self::NoUid { .. }
+            | Self::Store(_) => Code::Internal,
             Self::Manager(error) => error.code(),
             Self::Ending(_) => Code::Unavailable,
         }

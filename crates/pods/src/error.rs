@@ -72,6 +72,15 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A container's log.
+    #[error("cannot read the log in {}", path.display())]
+    Log {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel gives no uid.
     #[error("cannot read {path}")]
     NoUid {
