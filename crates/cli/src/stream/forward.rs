@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 
 use berth_cri::berth::v1::{PodRef, PortForwardToPodRequest};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::socket::Socket;
+use super::socket::{self, Receiver, Sender};
 use crate::args::PortForward;
 use crate::client::{Client, reference};
 use crate::error::Error;
@@ -80,35 +81,39 @@ async fn serve(client: Client, pod: PodRef, listener: TcpListener, port: u16) ->
 
 async fn forward(client: &Client, pod: &PodRef, mut stream: TcpStream, port: u16) -> Result<(), Error> {
     let url = url(client, pod, port).await?;
-    let mut socket = Socket::connect(&url, PROTOCOL).await?;
-    let (mut from, mut to) = stream.split();
-    let mut piece = vec![0; PIECE];
-    let mut reading = true;
+    let (receiver, sender) = socket::connect(&url, PROTOCOL).await?;
+    let (from, to) = stream.split();
+    tokio::select! {
+        ended = receive(receiver, to) => ended,
+        lost = send(from, sender) => lost,
+    }
+}
+
+/// Until the pod's side ends, or the one who connected is gone.
+async fn receive(mut receiver: Receiver, mut to: WriteHalf<'_>) -> Result<(), Error> {
     let mut first = [true, true];
+    while let Some((channel, content)) = receiver.next().await? {
+        let Some(first) = first.get_mut(usize::from(channel)) else { continue };
+        let greeting = std::mem::replace(first, false);
+        let content = if greeting { content.get(PORT_BYTES..).unwrap_or_default() } else { &content };
+        if channel == ERROR && !content.is_empty() {
+            return Err(Error::Failed(String::from_utf8_lossy(content).trim().to_owned()));
+        }
+        if channel == DATA && to.write_all(content).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Until the one who connected is gone. The protocol has no end of input: after it, what the pod still says is waited for.
+async fn send(mut from: ReadHalf<'_>, mut sender: Sender) -> Result<(), Error> {
+    let mut piece = vec![0; PIECE];
     loop {
-        tokio::select! {
-            message = socket.next() => match message? {
-                Some((channel @ (DATA | ERROR), content)) => {
-                    let greeting = std::mem::replace(&mut first[usize::from(channel)], false);
-                    let content = if greeting { content.get(PORT_BYTES..).unwrap_or_default() } else { &content };
-                    match channel {
-                        ERROR if !content.is_empty() => {
-                            return Err(Error::Failed(String::from_utf8_lossy(content).trim().to_owned()));
-                        }
-                        // The one who connected may be gone; then there is nothing left to do.
-                        DATA if to.write_all(content).await.is_err() => return Ok(()),
-                        _ => {}
-                    }
-                }
-                Some(_) => {}
-                None => return Ok(()),
-            },
-            count = from.read(&mut piece), if reading => match count {
-                Ok(count) if count > 0 => socket.send(DATA, &piece[..count]).await?,
-                // The protocol has no end of input: what the pod still says is waited for.
-                Ok(_) => reading = false,
-                Err(_) => return Ok(()),
-            },
+        match from.read(&mut piece).await {
+            Ok(0) => std::future::pending().await,
+            Ok(count) => sender.send(DATA, &piece[..count]).await?,
+            Err(_) => return Ok(()),
         }
     }
 }

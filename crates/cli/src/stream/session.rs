@@ -1,11 +1,11 @@
 //! One exec or attach, between the person's streams and the container's.
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, stdin, stdout};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, stderr, stdin, stdout};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::keys::Keys;
-use super::socket::Socket;
+use super::socket::{self, Receiver, Sender};
 use super::{Terminal, terminal};
 use crate::error::Error;
 
@@ -37,44 +37,46 @@ pub(super) enum Ended {
 }
 
 impl Session {
-    pub(super) async fn run(mut self) -> Result<Ended, Error> {
-        let mut socket = Socket::connect(&self.url, PROTOCOL).await?;
+    pub(super) async fn run(self) -> Result<Ended, Error> {
+        let (receiver, sender) = socket::connect(&self.url, PROTOCOL).await?;
         let _raw = if self.tty && self.stdin { Some(Terminal::raw()?) } else { None };
-        let mut resized = signal(SignalKind::window_change()).map_err(Error::Terminal)?;
         // The terminal is put back before the process ends.
         let mut ended = signal(SignalKind::terminate()).map_err(Error::Terminal)?;
         let mut hung_up = signal(SignalKind::hangup()).map_err(Error::Terminal)?;
+        tokio::select! {
+            ended = receive(receiver) => ended,
+            detached = self.send(sender) => detached.map(|()| Ended::Detached),
+            _ = ended.recv() => Err(Error::Failed("ended by a signal".to_owned())),
+            _ = hung_up.recv() => Err(Error::Failed("the terminal is gone".to_owned())),
+        }
+    }
+
+    /// Until the keys are pressed that leave the container to itself.
+    async fn send(mut self, mut sender: Sender) -> Result<(), Error> {
+        let mut resized = signal(SignalKind::window_change()).map_err(Error::Terminal)?;
         let mut input = stdin();
         let mut piece = vec![0; PIECE];
-        let mut has_input = self.stdin;
-        let mut code = 0;
         if self.tty {
-            send_size(&mut socket).await?;
+            send_size(&mut sender).await?;
         }
         loop {
-            // All of these are cancel safe.
+            // Both are cancel safe.
             tokio::select! {
-                message = socket.next() => match message? {
-                    Some((STATUS, status)) => code = exit_code(&status)?,
-                    Some((channel, content)) => write(channel, &content).await?,
-                    None => return Ok(Ended::Exited(code)),
-                },
-                count = input.read(&mut piece), if has_input => match count.map_err(Error::Terminal)? {
+                count = input.read(&mut piece), if self.stdin => match count.map_err(Error::Terminal)? {
                     0 => {
-                        has_input = false;
-                        socket.send(CLOSE, &[STDIN]).await?;
+                        self.stdin = false;
+                        sender.send(CLOSE, &[STDIN]).await?;
                     }
                     count => match self.typed(&piece[..count]) {
-                        Some(typed) => socket.send(STDIN, &typed).await?,
+                        Some(typed) => sender.send(STDIN, &typed).await?,
                         None => {
-                            socket.close().await;
-                            return Ok(Ended::Detached);
+                            sender.close().await;
+                            return Ok(());
                         }
                     },
                 },
-                _ = resized.recv(), if self.tty => send_size(&mut socket).await?,
-                _ = ended.recv() => return Err(Error::Failed("ended by a signal".to_owned())),
-                _ = hung_up.recv() => return Err(Error::Failed("the terminal is gone".to_owned())),
+                Some(()) = resized.recv(), if self.tty => send_size(&mut sender).await?,
+                else => std::future::pending().await,
             }
         }
     }
@@ -87,27 +89,35 @@ impl Session {
     }
 }
 
-async fn send_size(socket: &mut Socket) -> Result<(), Error> {
+/// Until the process has ended and all that it wrote is written.
+async fn receive(mut receiver: Receiver) -> Result<Ended, Error> {
+    let mut code = 0;
+    loop {
+        match receiver.next().await? {
+            Some((STATUS, status)) => code = exit_code(&status)?,
+            Some((channel, content)) => write(channel, &content).await?,
+            None => return Ok(Ended::Exited(code)),
+        }
+    }
+}
+
+async fn send_size(sender: &mut Sender) -> Result<(), Error> {
     let Some((width, height)) = terminal::size() else { return Ok(()) };
-    socket.send(RESIZE, json!({ "Width": width, "Height": height }).to_string().as_bytes()).await
+    sender.send(RESIZE, json!({ "Width": width, "Height": height }).to_string().as_bytes()).await
 }
 
 async fn write(channel: u8, content: &[u8]) -> Result<(), Error> {
     let written = match channel {
-        STDOUT => {
-            let mut out = stdout();
-            out.write_all(content).await.map(|()| out)
-        }
-        STDERR => {
-            let mut err = tokio::io::stderr();
-            return match err.write_all(content).await {
-                Ok(()) => err.flush().await.map_err(Error::Terminal),
-                Err(error) => Err(Error::Terminal(error)),
-            };
-        }
-        _ => return Ok(()),
+        STDOUT => all(stdout(), content).await,
+        STDERR => all(stderr(), content).await,
+        _ => Ok(()),
     };
-    written.map_err(Error::Terminal)?.flush().await.map_err(Error::Terminal)
+    written.map_err(Error::Terminal)
+}
+
+async fn all(mut to: impl AsyncWrite + Unpin, content: &[u8]) -> std::io::Result<()> {
+    to.write_all(content).await?;
+    to.flush().await
 }
 
 /// From a v1 Status, as the API server's clients get it.

@@ -1,5 +1,6 @@
 //! A WebSocket to the streaming server, whose messages begin with the number of a channel.
 
+use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -9,33 +10,35 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::error::Error;
 
-/// A connection.
-pub(super) struct Socket(WebSocketStream<TcpStream>);
-
-impl Socket {
-    pub(super) async fn connect(url: &str, protocol: &'static str) -> Result<Self, Error> {
-        let Some(rest) = url.strip_prefix("http://") else {
-            return Err(Error::Stream(format!(
-                "{url}: berth does not speak TLS to the streaming server; use crictl"
-            )));
-        };
-        let authority = rest.split('/').next().unwrap_or_default();
-        let stream = TcpStream::connect(authority)
-            .await
-            .map_err(|error| Error::Stream(format!("{authority}: {error}")))?;
-        let request = format!("ws://{rest}").into_client_request();
-        let mut request = request.map_err(|error| Error::Stream(format!("{url}: {error}")))?;
-        request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static(protocol));
-        match client_async(request, stream).await {
-            Ok((socket, _)) => Ok(Self(socket)),
-            Err(WsError::Http(answer)) => {
-                let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-                Err(Error::Stream(format!("{}: {}", answer.status(), body.trim())))
-            }
-            Err(error) => Err(Error::Stream(error.to_string())),
+/// Opens a connection. Its two ends are used side by side: who sends must not wait with reading, or both sides wait for
+/// each other once what is on its way fills every buffer.
+pub(super) async fn connect(url: &str, protocol: &'static str) -> Result<(Receiver, Sender), Error> {
+    let Some(rest) = url.strip_prefix("http://") else {
+        return Err(Error::Stream(format!("{url}: berth does not speak TLS to the streaming server; use crictl")));
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let stream =
+        TcpStream::connect(authority).await.map_err(|error| Error::Stream(format!("{authority}: {error}")))?;
+    let request = format!("ws://{rest}").into_client_request();
+    let mut request = request.map_err(|error| Error::Stream(format!("{url}: {error}")))?;
+    request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static(protocol));
+    match client_async(request, stream).await {
+        Ok((socket, _)) => {
+            let (sink, stream) = socket.split();
+            Ok((Receiver(stream), Sender(sink)))
         }
+        Err(WsError::Http(answer)) => {
+            let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+            Err(Error::Stream(format!("{}: {}", answer.status(), body.trim())))
+        }
+        Err(error) => Err(Error::Stream(error.to_string())),
     }
+}
 
+/// What comes from the server.
+pub(super) struct Receiver(SplitStream<WebSocketStream<TcpStream>>);
+
+impl Receiver {
     /// The next message's channel and content; None at the end. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Option<(u8, Vec<u8>)>, Error> {
         loop {
@@ -51,7 +54,12 @@ impl Socket {
             }
         }
     }
+}
 
+/// What goes to the server.
+pub(super) struct Sender(SplitSink<WebSocketStream<TcpStream>, Message>);
+
+impl Sender {
     pub(super) async fn send(&mut self, channel: u8, content: &[u8]) -> Result<(), Error> {
         let message = [&[channel], content].concat();
         self.0.send(Message::Binary(message.into())).await.map_err(|error| Error::Stream(error.to_string()))
@@ -59,6 +67,6 @@ impl Socket {
 
     pub(super) async fn close(mut self) {
         // Whoever is gone already knows.
-        let _ = self.0.close(None).await;
+        let _ = self.0.close().await;
     }
 }
