@@ -13,7 +13,7 @@ use berth_sandbox_manager::sequence::{
 use berth_sandbox_manager::{ContainerKind, ContainerState, PodView, SandboxPhase};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::directory::{Key, reference};
 use crate::node::{self, Node};
@@ -58,7 +58,12 @@ pub(crate) struct Task {
     /// Containers whose last pull failed.
     pull_failures: HashSet<String>,
     waiting_for_the_end: Vec<oneshot::Sender<()>>,
+    /// The last round of it.
+    housekeeping: Option<AbortHandle>,
 }
+
+/// How often logs and volumes are looked at, as kubelet looks at logs.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
 /// What a task is made from.
 pub(crate) struct Beginning {
@@ -100,6 +105,7 @@ impl Task {
             sandbox_span: None,
             pull_failures: HashSet::new(),
             waiting_for_the_end: Vec::new(),
+            housekeeping: None,
         };
         task.add_ephemeral();
         task
@@ -111,6 +117,8 @@ impl Task {
         self.settled(actions).await;
         // Also when nothing is different from what was written down: readers of this daemon know nothing yet.
         self.publish();
+        let mut round = interval(HOUSEKEEPING);
+        round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let now = clock::boottime();
             let wake = self.sequence.wake_at(now).map(|at| Instant::now() + at.saturating_sub(now));
@@ -137,6 +145,7 @@ impl Task {
                     self.publish();
                 }
                 () = self.bell.notified() => self.look().await,
+                _ = round.tick(), if !self.sequence.is_over() => self.keep_house(),
                 () = asleep => {
                     let actions = self.sequence.tick(clock::boottime());
                     self.settled(actions).await;
@@ -247,6 +256,14 @@ impl Task {
             self.handle(Event::SandboxLost).await;
         } else {
             self.publish();
+        }
+    }
+
+    /// Rotates logs and measures volumes, beside everything else.
+    fn keep_house(&mut self) {
+        if self.housekeeping.as_ref().is_none_or(AbortHandle::is_finished) {
+            let round = work::keep_house(Arc::clone(&self.node), Arc::clone(&self.plan));
+            self.housekeeping = Some(self.jobs.spawn(round));
         }
     }
 

@@ -1,6 +1,6 @@
 //! The steps of a pod's life: each is begun by the pod's task, runs beside it, and comes back with what became of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +15,13 @@ use tokio::time::sleep;
 
 use crate::extras;
 use crate::handlers::{self, Target};
-use crate::node::{self, Node};
+use crate::logs::{self, Limits};
+use crate::node::{self, Node, blocking};
 use crate::record::Plan;
 use crate::task::probe_name;
 use crate::telling::Telling;
 use crate::timeline::{Kind, Span};
-use crate::volumes::Volumes;
+use crate::volumes::{Excess, Volumes};
 use crate::{Error, clock, credentials, plan};
 
 /// Something to be told of a pod.
@@ -344,13 +345,35 @@ async fn remove_old_attempts(node: &Node, view: &PodView, name: &str, attempt: u
     });
     for container in old {
         node.manager.remove_container(container.id.as_str()).await.map_err(text)?;
-        if let Err(error) = tokio::fs::remove_file(&container.log_path).await
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
+        let log = PathBuf::from(&container.log_path);
+        if let Err(error) = blocking(move || logs::remove(&log)).await {
             tracing::warn!(log = container.log_path, %error, "cannot remove the log of an old attempt");
         }
     }
     Ok(())
+}
+
+/// Rotates the logs of what runs, and sees whether the volumes are within their limits.
+pub(crate) async fn keep_house(node: Arc<Node>, plan: Arc<Plan>) -> Outcome {
+    let mut outcome = Outcome::default();
+    let Some(view) = node.sandbox(&plan.record.uid) else { return outcome };
+    let running = view.containers.values();
+    for container in running.filter(|one| matches!(one.state, ContainerState::Running { .. })) {
+        let log = Path::new(&container.log_path);
+        if let Err(error) = logs::rotate(&node.manager, container.id.as_str(), log, Limits::default()).await {
+            tracing::warn!(error = text(error), "a log grows on");
+        }
+    }
+    match volumes(&node, &plan).over_limit(&plan.pod).await {
+        Ok(None) => {}
+        Ok(Some(Excess { volume, used, limit })) => {
+            let why = format!("volume {volume} holds {used} bytes, and its sizeLimit is {limit}");
+            outcome.noted.push(Noted::warning("", "Evicted", why.clone()));
+            outcome.event = Some(Event::Evicted { why });
+        }
+        Err(error) => tracing::warn!(error = text(error), "cannot measure a pod's volumes"),
+    }
+    outcome
 }
 
 /// Ends a container; its exit is seen by itself.

@@ -14,11 +14,14 @@ use crate::error::Error;
 /// each other once what is on its way fills every buffer.
 pub(super) async fn connect(url: &str, protocol: &'static str) -> Result<(Receiver, Sender), Error> {
     let Some(rest) = url.strip_prefix("http://") else {
-        return Err(Error::Stream(format!("{url}: berth does not speak TLS to the streaming server; use crictl")));
+        return Err(Error::Stream(format!(
+            "{url}: berth does not speak TLS to the streaming server; use crictl"
+        )));
     };
     let authority = rest.split('/').next().unwrap_or_default();
-    let stream =
-        TcpStream::connect(authority).await.map_err(|error| Error::Stream(format!("{authority}: {error}")))?;
+    let stream = TcpStream::connect(authority)
+        .await
+        .map_err(|error| Error::Stream(format!("{authority}: {error}")))?;
     let request = format!("ws://{rest}").into_client_request();
     let mut request = request.map_err(|error| Error::Stream(format!("{url}: {error}")))?;
     request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static(protocol));

@@ -86,7 +86,6 @@ pub(super) fn of(log: &Path) -> io::Result<Vec<LogFile>> {
 }
 
 /// Removes an attempt's log, and what was rotated away. `log`: the present file, which need not be there any more.
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not remove logs yet"))]
 pub(crate) fn remove(log: &Path) -> io::Result<()> {
     of(log)?.iter().try_for_each(|file| remove_file(&file.path))
 }

@@ -27,7 +27,6 @@ use crate::{Error, Pods};
 use changes::Changes;
 use reader::Reader;
 
-#[expect(unused_imports, reason = "the driver does not remove and rotate yet")]
 pub(crate) use self::{
     files::remove,
     rotate::{Limits, rotate},

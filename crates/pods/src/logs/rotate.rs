@@ -45,7 +45,6 @@ pub(crate) enum RotateError {
 }
 
 /// Rotates the log of a running container when it has grown enough; true when it was.
-#[expect(dead_code, reason = "the driver does not rotate yet")]
 pub(crate) async fn rotate(
     manager: &SandboxManager,
     container_id: &str,

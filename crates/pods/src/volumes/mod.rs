@@ -149,7 +149,6 @@ impl Volumes {
 
     /// The first volume on the disk that holds more than its `sizeLimit`; those in memory cannot. Takes as long as a look
     /// at every file does.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the driver does not evict yet"))]
     pub(crate) async fn over_limit(&self, pod: &Pod) -> Result<Option<Excess>, VolumeError> {
         let limited = pod.volumes.iter().filter_map(|volume| {
             let limit = empty_dir::limit_on_disk(&volume.source)?;

@@ -69,6 +69,8 @@ pub enum Event {
     Probed { name: String, attempt: u32, probe: ProbeKind, success: bool },
     /// The pod is to end.
     StopAsked { grace: Time },
+    /// The pod uses more than it may, and is to end as failed.
+    Evicted { why: String },
 }
 
 /// What is to be done. Each is asked for once.
@@ -110,6 +112,8 @@ pub struct Sequence {
     /// All of `startup` was done at one moment: standard containers run from then on, whatever happens to sidecars.
     initialized: bool,
     stopping: Option<stop::Stopping>,
+    /// Why, when it was.
+    eviction: Option<String>,
 }
 
 /// The sandbox, as far as it is known.
@@ -137,7 +141,7 @@ impl Sequence {
             backoff: backoff::Backoff::default(),
             error: None,
         };
-        Self { plan, began: now, sandbox, lives, initialized: false, stopping: None }
+        Self { plan, began: now, sandbox, lives, initialized: false, stopping: None, eviction: None }
     }
 
     /// What the pod was planned to be.
@@ -198,6 +202,10 @@ impl Sequence {
                 self.with_attempt(&name, attempt, |life| life.probed(probe, success));
             }
             Event::StopAsked { grace } => self.begin_stop(Cause::Asked, grace, now),
+            Event::Evicted { why } => {
+                self.eviction.get_or_insert(why);
+                self.begin_stop(Cause::Evicted, self.plan.grace, now);
+            }
         }
     }
 

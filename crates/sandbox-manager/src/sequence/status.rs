@@ -156,7 +156,7 @@ impl Sequence {
                 |life: &Life| matches!(&life.state, State::Terminated { ended, .. } if ended.code == 0);
             let succeeded = match stopping.cause {
                 Cause::Asked | Cause::Completed => self.standard().iter().all(well),
-                Cause::InitFailed | Cause::DeadlineExceeded | Cause::SandboxLost => false,
+                Cause::InitFailed | Cause::DeadlineExceeded | Cause::SandboxLost | Cause::Evicted => false,
             };
             return if succeeded { Phase::Succeeded } else { Phase::Failed };
         }
@@ -183,6 +183,7 @@ impl Sequence {
                 });
                 ("InitContainerFailed", message.unwrap_or_default())
             }
+            (Some(Cause::Evicted), _) => ("Evicted", self.eviction.clone().unwrap_or_default()),
             (Some(Cause::SandboxLost), _) => ("SandboxLost", "its sandbox went away".to_owned()),
             (_, Sandbox::Wanted { error: Some(error), .. }) => ("FailedCreatePodSandBox", error.clone()),
             _ => ("", String::new()),

@@ -18,6 +18,8 @@ pub enum Cause {
     DeadlineExceeded,
     /// Its sandbox went away, and it is not to be started again.
     SandboxLost,
+    /// It used more than it may.
+    Evicted,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
