@@ -176,3 +176,30 @@ fn files_of_the_downward_api_say_what_the_pod_is() {
     });
     assert_eq!(texts, ["app=\"shop\"", "1500"]);
 }
+
+#[test]
+fn owners_in_volumes_are_the_pods_and_their_files_are_not_the_containers_to_change() {
+    let mounts = |spec: &str| {
+        let pod = pod(&format!(
+            "{spec}  containers:
+  - name: a
+    image: x
+    volumeMounts: [{{ name: dir, mountPath: /dir }}, {{ name: info, mountPath: /info }}, {{ name: files, mountPath: /files }}]
+  volumes:
+  - name: dir
+  - {{ name: info, downwardAPI: {{ items: [{{ path: name, fieldRef: {{ fieldPath: metadata.name }} }}] }} }}
+  - {{ name: files, image: {{ reference: x }} }}
+"
+        ));
+        container(&pod).mounts
+    };
+    let plain = mounts("");
+    assert_eq!(plain.iter().map(|mount| mount.readonly).collect::<Vec<_>>(), [false, true, true]);
+    assert!(plain.iter().all(|mount| mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty()));
+    let own = mounts("  hostUsers: false\n");
+    for mount in &own[..2] {
+        assert_eq!((mount.uid_mappings[0].host_id, mount.gid_mappings[0].length), (100_000, 65_536));
+    }
+    // The sandbox manager gives images to the pod in its own way.
+    assert!(own[2].image.is_some() && own[2].uid_mappings.is_empty());
+}

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use berth_cri::runtime::v1::{ContainerConfig, IdMapping, Mount};
+use berth_cri::runtime::v1::{ContainerConfig, Mount};
 use berth_image::Image;
+use berth_manifest::cri::id_mappings;
 use berth_manifest::{Container, HostAlias, Pod, Security};
 use berth_sandbox_manager::PodView;
 
@@ -76,13 +77,12 @@ pub(crate) async fn add(
     let words = words(folder, &container.name, attempt);
     files.push((container.termination_message.path.clone(), words.clone()));
     blocking(move || make_words(&words)).await?;
-    let ids = plan.ids().filter(|_| !plan.pod.host_users);
-    let ids = ids.map(|ids| IdMapping { host_id: ids.first, container_id: 0, length: ids.count });
+    let ids = id_mappings(&plan.pod, plan.ids());
     config.mounts.extend(files.into_iter().map(|(container_path, path)| Mount {
         container_path,
         host_path: path.to_string_lossy().into_owned(),
-        uid_mappings: ids.into_iter().collect(),
-        gid_mappings: ids.into_iter().collect(),
+        uid_mappings: ids.clone(),
+        gid_mappings: ids.clone(),
         ..Mount::default()
     }));
     Ok(config)

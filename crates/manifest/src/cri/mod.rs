@@ -103,7 +103,7 @@ pub fn container(
     let expanded = |words: &[String]| words.iter().map(|word| expand::expand(word, &env)).collect();
     let mut labels = labels(pod, facts);
     labels.insert(CONTAINER_LABEL.to_owned(), container.name.clone());
-    let mounts = container.mounts.iter().map(|mount| self::mount(pod, mount, places));
+    let mounts = container.mounts.iter().map(|mount| self::mount(pod, mount, facts, places));
     Ok(cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt }),
         image: Some(cri::ImageSpec {
@@ -225,20 +225,28 @@ fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
     mapped.collect()
 }
 
-fn mount(pod: &Pod, mount: &Mount, places: Places<'_>) -> cri::Mount {
+/// For each mount of a pod with users of its own: the owners in it are the pod's, as they are in its images.
+pub fn id_mappings(pod: &Pod, ids: Option<Ids>) -> Vec<cri::IdMapping> {
+    let ids = ids.filter(|_| !pod.host_users);
+    let mapping = |ids: Ids| cri::IdMapping { host_id: ids.first, container_id: 0, length: ids.count };
+    ids.map(mapping).into_iter().collect()
+}
+
+fn mount(pod: &Pod, mount: &Mount, facts: &Facts<'_>, places: Places<'_>) -> cri::Mount {
     let propagation = match mount.propagation {
         MountPropagation::None => cri::MountPropagation::PropagationPrivate,
         MountPropagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
         MountPropagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
     };
+    let source = pod.volumes.iter().find(|volume| volume.name == mount.volume).map(|volume| &volume.source);
     let shared = cri::Mount {
         container_path: mount.path.clone(),
-        readonly: mount.read_only,
+        // What is written anew when it becomes another is not the container's to change.
+        readonly: mount.read_only || matches!(source, Some(VolumeSource::Files { .. })),
         recursive_read_only: mount.recursive_read_only != RecursiveReadOnly::Disabled,
         propagation: propagation.into(),
         ..cri::Mount::default()
     };
-    let source = pod.volumes.iter().find(|volume| volume.name == mount.volume).map(|volume| &volume.source);
     match source {
         Some(VolumeSource::Image { reference, .. }) => cri::Mount {
             image: Some(cri::ImageSpec { image: reference.clone(), ..cri::ImageSpec::default() }),
@@ -246,7 +254,12 @@ fn mount(pod: &Pod, mount: &Mount, places: Places<'_>) -> cri::Mount {
             readonly: true,
             ..shared
         },
-        _ => cri::Mount { host_path: places(mount).to_string_lossy().into_owned(), ..shared },
+        _ => cri::Mount {
+            host_path: places(mount).to_string_lossy().into_owned(),
+            uid_mappings: id_mappings(pod, facts.ids),
+            gid_mappings: id_mappings(pod, facts.ids),
+            ..shared
+        },
     }
 }
 

@@ -105,10 +105,14 @@ fn namespaces(pod: &Pod, target: Option<&str>, ids: Option<Ids>) -> cri::Namespa
         pid: pid.into(),
         ipc: own(pod.host_ipc).into(),
         target_id: target.unwrap_or_default().to_owned(),
-        userns_options: ids.filter(|_| !pod.host_users).map(|ids| {
-            let map = vec![cri::IdMapping { host_id: ids.first, container_id: 0, length: ids.count }];
-            cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), uids: map.clone(), gids: map }
-        }),
+        userns_options: match super::id_mappings(pod, ids) {
+            map if map.is_empty() => None,
+            map => Some(cri::UserNamespace {
+                mode: cri::NamespaceMode::Pod.into(),
+                uids: map.clone(),
+                gids: map,
+            }),
+        },
     }
 }
 
