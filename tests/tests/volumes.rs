@@ -52,6 +52,19 @@ async fn succeeds(node: &Node, name: &str, script: &str, spec: &str) -> Result<(
     Ok(())
 }
 
+/// Waits until a pod's container waits for a reason that has this in it.
+async fn waits(node: &Node, name: &str, reason: &str) -> Result<()> {
+    node.wait_pod(name, |pod| {
+        let Some(State::Waiting(waiting)) = &container(pod, "main")?.state else {
+            anyhow::bail!("it is {}", state(pod, "main")?);
+        };
+        ensure!(waiting.message.contains(reason));
+        Ok(())
+    })
+    .await?;
+    Ok(())
+}
+
 fn mounted(folder: &Path) -> Result<bool> {
     Ok(host::mounts("self")?.iter().any(|mount| mount.mount_point.starts_with(folder)))
 }
@@ -138,15 +151,7 @@ fn a_link_in_a_volume_leads_no_sub_path_out_of_it() {
 "#;
         let manifest = pod("evil", spec).replace("  restartPolicy: Never\n", "");
         node.run_manifest(&manifest).await?;
-        node.wait_pod("evil", |pod| {
-            let Some(State::Waiting(waiting)) = &container(pod, "main")?.state else {
-                anyhow::bail!("it is {}", state(pod, "main")?);
-            };
-            ensure!(waiting.message.contains("\"link/etc\" leads out of it"), "{waiting:?}");
-            Ok(())
-        })
-        .await?;
-        Ok(())
+        waits(node, "evil", "\"link/etc\" leads out of it").await
     });
 }
 
@@ -181,11 +186,8 @@ fn what_must_not_be_root_is_not_started_as_root() {
   - { name: other, image: busybox, command: [sleep, "1000"], securityContext: { runAsUser: 1000 } }
 "#;
         node.run_manifest(&pod("careful", spec).replace("  restartPolicy: Never\n", "")).await?;
+        waits(node, "careful", "runAsNonRoot").await?;
         node.wait_pod("careful", |pod| {
-            let Some(State::Waiting(waiting)) = &container(pod, "main")?.state else {
-                anyhow::bail!("it is {}", state(pod, "main")?);
-            };
-            ensure!(waiting.message.contains("runAsNonRoot"), "{waiting:?}");
             ensure!(state(pod, "other")? == "running");
             Ok(())
         })
