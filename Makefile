@@ -8,7 +8,7 @@ bin := target/release
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: build ## a pod from pull to removal with crictl, on a daemon of its own
+demo: build ## a pod from a manifest with its timeline, a debugger in it, and one of crictl's, on a daemon of its own
 	tests/demo/run $(bin)
 
 test: deps ## format, lints, all tests, a short fuzz and the demo

@@ -54,6 +54,8 @@ pub(crate) enum Command {
     /// Look after images
     #[command(subcommand)]
     Image(Image),
+    /// Check whether pods can run on this machine, and say how to mend what is missing
+    Doctor(Doctor),
     /// Print a shell's completions
     Completions(Completions),
     /// Write man pages to a folder
@@ -318,6 +320,24 @@ pub(crate) struct Pull {
     /// Read USER:PASSWORD from standard input
     #[arg(long)]
     pub(crate) creds_stdin: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Doctor {
+    /// The daemon's folder for what survives a reboot
+    #[arg(long, default_value = "/var/lib/berth")]
+    pub(crate) root: PathBuf,
+    /// The daemon's folder for what does not
+    #[arg(long, default_value = "/run/berth")]
+    pub(crate) state: PathBuf,
+    /// Fail with warnings, too
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Be one of the trials
+    #[arg(long, hide = true)]
+    pub(crate) probe: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, clap::Args)]

@@ -6,6 +6,7 @@ use berth_cri::berth::v1::images_client::ImagesClient;
 use berth_cri::berth::v1::pods_client::PodsClient;
 use berth_cri::berth::v1::{PodRef, WatchPodsRequest, WatchPodsResponse};
 use berth_cri::runtime::v1::image_service_client::ImageServiceClient;
+use berth_cri::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -46,7 +47,12 @@ impl Client {
         PodsClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// CRI's.
+    /// CRI's RuntimeService.
+    pub(crate) fn cri(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone())
+    }
+
+    /// CRI's ImageService.
     pub(crate) fn cri_images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }

@@ -7,6 +7,7 @@ mod args;
 mod client;
 mod control;
 mod docs;
+mod doctor;
 mod ephemeral;
 mod error;
 mod events;
@@ -73,6 +74,7 @@ async fn dispatch(args: Args) -> Result<u8, Error> {
         Command::Top(args) => top::top(client, args).await,
         Command::Timeline(args) => timeline::timeline(client, args).await,
         Command::Image(args) => image::image(client, args).await,
+        Command::Doctor(args) => doctor::doctor(client, args).await,
         Command::Completions(args) => docs::completions(args),
         Command::Man(args) => docs::man(args),
     }
