@@ -114,27 +114,42 @@ fn volumes_hold_what_the_manifest_says_and_go_with_the_pod() {
     });
 }
 
+/// Whether a tmpfs can be shown with other owners: since Linux 6.3.
+fn tmpfs_has_other_owners() -> Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let numbers: Vec<u32> = release.split(['.', '-']).map_while(|number| number.parse().ok()).collect();
+    Ok(numbers >= vec![6, 3])
+}
+
 #[test]
 fn roots_files_are_roots_in_a_pod_with_users_of_its_own() {
     on_node(async |node| {
-        let spec = r#"
+        let spec = |medium: &str, secret: &str| {
+            format!(
+                r#"
   hostUsers: false
-  hostAliases: [{ ip: 10.9.9.9, hostnames: [db] }]
-  volumes: [{ name: disk }, { name: memory, emptyDir: { medium: Memory } }, { name: secret, secret: { secretName: secret } }]
+  hostAliases: [{{ ip: 10.9.9.9, hostnames: [db] }}]
+  volumes: [{{ name: disk }}, {{ name: other, emptyDir: {medium} }}, {{ name: files, {secret} }}]
   containers:
   - name: main
     image: busybox
     COMMAND
     volumeMounts:
-    - { name: disk, mountPath: /disk }
-    - { name: memory, mountPath: /memory }
-    - { name: secret, mountPath: /secret }
-"#;
-        let script = r#"for file in /disk /memory /secret /secret/word /etc/hosts /dev/termination-log; do test "$(stat -Lc %u:%g $file)" = 0:0; done
-            touch /disk/file /memory/file
-            test "$(stat -c %u:%g /disk/file /memory/file | uniq)" = 0:0
+    - {{ name: disk, mountPath: /disk, subPath: part }}
+    - {{ name: other, mountPath: /other }}
+    - {{ name: files, mountPath: /files }}
+"#
+            )
+        };
+        let spec = match tmpfs_has_other_owners()? {
+            true => spec("{ medium: Memory }", "secret: { secretName: secret }"),
+            false => spec("{}", "configMap: { name: config }"),
+        };
+        let script = r#"for file in /disk /other /files /files/* /etc/hosts /dev/termination-log; do test "$(stat -Lc %u:%g $file)" = 0:0; done
+            touch /disk/file /other/file
+            test "$(stat -c %u:%g /disk/file /other/file | uniq)" = 0:0
             ! grep -q '^ *0 *0 ' /proc/self/uid_map"#;
-        succeeds(node, "own", script, spec).await
+        succeeds(node, "own", script, &spec).await
     });
 }
 
