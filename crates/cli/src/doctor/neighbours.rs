@@ -99,7 +99,7 @@ fn tools() -> Finding {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<_> = std::env::split_paths(&path).collect();
     let there = |name: &&str| folders.iter().any(|folder| folder.join(name).is_file());
-    let found: Vec<_> = ["criu", "crun", "runc"].into_iter().filter(|name| there(&name)).collect();
+    let found: Vec<_> = ["criu", "crun", "runc"].into_iter().filter(|name| there(name)).collect();
     let found = if found.is_empty() { "none of criu, crun, runc".to_owned() } else { found.join(", ") };
     Finding::good(AREA, "tools", format!("{found} (for checkpoints and further handlers)"))
 }

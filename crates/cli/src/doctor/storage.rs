@@ -84,7 +84,7 @@ fn kind_of_state(state: &Path) -> Finding {
             "state",
             format!("{} is not in memory", state.display()),
             "sockets and exit statuses of a boot before are swept at start, which takes longer",
-            "choose a --state below /run",
+            "have --state on a tmpfs, as /run is on most machines",
         ),
     }
 }

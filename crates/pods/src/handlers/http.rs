@@ -24,8 +24,8 @@ pub(super) const USER_AGENT: &str = concat!("berth-probe/", env!("CARGO_PKG_VERS
 /// Redirects that are followed, as in kubelet.
 const REDIRECTS: usize = 10;
 
-/// Good is a status from 200 to 399. A redirect to the same host is followed; one to elsewhere is an answer.
-pub(super) async fn get(target: &Target, get: &HttpGet, port: u16) -> Result<(), String> {
+/// The answer's status. A redirect to the same host is followed; one to elsewhere is an answer.
+pub(super) async fn get(target: &Target, get: &HttpGet, port: u16) -> Result<StatusCode, String> {
     let mut path = get.path.clone();
     for _ in 0..=REDIRECTS {
         let answer = once(target, get, port, &path).await?;
@@ -33,15 +33,16 @@ pub(super) async fn get(target: &Target, get: &HttpGet, port: u16) -> Result<(),
         match answer.headers().get(LOCATION).and_then(|location| location.to_str().ok()) {
             Some(location) if status.is_redirection() => match same_host(location, get, port, target) {
                 Some(next) => path = next,
-                None => return Ok(()),
+                None => return Ok(status),
             },
-            _ => return judge(status),
+            _ => return Ok(status),
         }
     }
     Err(format!("more than {REDIRECTS} redirects"))
 }
 
-fn judge(status: StatusCode) -> Result<(), String> {
+/// Good is from 200 to 399.
+pub(super) fn judge(status: StatusCode) -> Result<(), String> {
     match status.as_u16() {
         200..400 => Ok(()),
         _ => Err(format!("the answer is {status}")),
@@ -209,7 +210,7 @@ mod tests {
             headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         };
         let target = Target { container_id: String::new(), ip: None, ports: Vec::new() };
-        let result = get(&target, &wanted, port).await;
+        let result = get(&target, &wanted, port).await.and_then(judge);
         (result, server.await.unwrap())
     }
 

@@ -7,7 +7,7 @@ mod http;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use berth_manifest::{Hook, HttpGet, Port, PortRef, Probe, ProbeAction};
+use berth_manifest::{Hook, Port, PortRef, Probe, ProbeAction};
 use berth_sandbox_manager::{Error, SandboxManager};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
@@ -54,7 +54,9 @@ pub(crate) async fn probe(manager: &SandboxManager, target: &Target, probe: &Pro
     let asked = async {
         match &probe.action {
             ProbeAction::Exec(command) => exec(manager, target, command, limit).await,
-            ProbeAction::HttpGet(get) => http_get(target, get).await,
+            ProbeAction::HttpGet(get) => {
+                http::get(target, get, target.port(&get.port)?).await.and_then(http::judge)
+            }
             ProbeAction::TcpSocket { host, port } => {
                 let port = target.port(port)?;
                 connect(target, host, port).await.map(drop)
@@ -72,7 +74,11 @@ pub(crate) async fn probe(manager: &SandboxManager, target: &Target, probe: &Pro
 pub(crate) async fn hook(manager: &SandboxManager, target: &Target, hook: &Hook) -> Result<(), String> {
     match hook {
         Hook::Exec(command) => exec(manager, target, command, LONGEST_HOOK).await,
-        Hook::HttpGet(get) => within(LONGEST_HOOK, http_get(target, get)).await,
+        Hook::HttpGet(get) => {
+            // Any answer will do, as in kubelet: it was told.
+            let told = async { http::get(target, get, target.port(&get.port)?).await.map(drop) };
+            within(LONGEST_HOOK, told).await
+        }
         Hook::Sleep(time) => {
             sleep(*time).await;
             Ok(())
@@ -107,10 +113,6 @@ async fn exec(
         }
         Err(error) => Err(text(error)),
     }
-}
-
-async fn http_get(target: &Target, get: &HttpGet) -> Result<(), String> {
-    http::get(target, get, target.port(&get.port)?).await
 }
 
 /// A connection to a host that the manifest names, or to the pod.
