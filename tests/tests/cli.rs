@@ -329,6 +329,31 @@ fn images_are_pulled_listed_and_pruned() {
 }
 
 #[test]
+fn an_image_goes_through_a_file_and_runs() {
+    on_node(async |node| {
+        let file = node.dir().join("busybox.tar").display().to_string();
+        node.berth_ok(&["image", "save", "-o", &file, "busybox"]).await?;
+        node.berth_ok(&["image", "rm", "busybox"]).await?;
+        let loaded = node.berth_ok(&["image", "load", "-i", &file]).await?;
+        ensure!(loaded.contains("docker.io/library/busybox:latest is sha256:"), "{loaded}");
+        let manifest =
+            pod("job", "Never", "exit 3").replace("image: busybox", "image: busybox, imagePullPolicy: Never");
+        let (code, text) = run(node, &["--wait"], &manifest).await?;
+        ensure!(code == 3, "{code}: {text}");
+        // Through pipes as well.
+        let mut save = node.berth_command(&["image", "save", "busybox"])?.stdout(Stdio::piped()).spawn()?;
+        let pipe: Stdio = save.stdout.take().context("no stdout")?.try_into()?;
+        let load = timeout(PATIENCE, node.berth_command(&["image", "load"])?.stdin(pipe).output()).await??;
+        ensure!(load.status.success() && save.wait().await?.success(), "{load:?}");
+        let said = node.berth(&["image", "load", "-i", &node.config_file().display().to_string()]).await?;
+        ensure!(said.code == 1 && said.err.contains("no image archive"), "{said:?}");
+        let said = node.berth(&["image", "save", "-o", &file, "absent"]).await?;
+        ensure!(said.code == 3 && said.err.contains("absent"), "{said:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn without_a_daemon_it_says_what_to_do() {
     on_node(async |node| {
         let said = node.berth(&["--address", "unix:///nowhere/berth.sock", "ps"]).await?;

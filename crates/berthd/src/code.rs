@@ -3,7 +3,7 @@
 
 use std::error::Error as StdError;
 
-use berth_image::{DiskError, PullError, ReferenceError, RemoveError};
+use berth_image::{DiskError, LoadError, PullError, ReferenceError, RemoveError, SaveError};
 use berth_network::PodCidrError;
 use berth_pods::Error as ManifestError;
 use berth_sandbox_manager::{Error as PodError, TooSlow};
@@ -113,6 +113,29 @@ impl Coded for PullError {
         match self.code() {
             Code::Unknown => Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {text}")),
             code => Status::new(code, text),
+        }
+    }
+}
+
+impl Coded for LoadError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NotAnArchive(_) | Self::Faulty(_) | Self::Manifest(..) | Self::Name(_) => {
+                Code::InvalidArgument
+            }
+            Self::Read(_) | Self::Disk(_) => Code::Internal,
+            Self::Image(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for SaveError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NotFound(_) => Code::NotFound,
+            Self::Name(_) => Code::InvalidArgument,
+            Self::Blob { .. } => Code::DataLoss,
+            Self::Write(_) => Code::Internal,
         }
     }
 }

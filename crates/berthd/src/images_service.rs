@@ -1,9 +1,10 @@
-//! The Images service: how far a pull is, and which images nobody needs.
+//! The Images service: how far a pull is, which images nobody needs, images in files.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use berth_cri::berth::v1::images_server::Images as ImagesService;
+use berth_cri::berth::v1::{LoadRequest, LoadResponse, LoadedImage, SaveRequest, SaveResponse};
 use berth_cri::berth::v1::{
     PruneRequest, PruneResponse, PrunedImage, PullRequest, PullResponse, pull_response::What,
 };
@@ -11,10 +12,11 @@ use berth_image::{Credentials, Image, Images, Progress};
 use berth_pods::{PULL_PERIOD, Pods, image_pull};
 use berth_sandbox_manager::SandboxManager;
 use futures::StreamExt;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::code::Coded;
 use crate::rpc::{Messages, received};
@@ -47,6 +49,7 @@ impl ImagesHandlers {
 #[tonic::async_trait]
 impl ImagesService for ImagesHandlers {
     type PullStream = Messages<PullResponse>;
+    type SaveStream = Messages<SaveResponse>;
 
     /// Dropped with its stream, like CRI's.
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
@@ -73,6 +76,42 @@ impl ImagesService for ImagesHandlers {
         }
         Ok(Response::new(PruneResponse { images }))
     }
+
+    /// The archive is spooled to the disk, since what is at its end says what is at its beginning.
+    async fn load(&self, request: Request<Streaming<LoadRequest>>) -> Result<Response<LoadResponse>, Status> {
+        let (archive, name) = spool(&self.images, request.into_inner()).await?;
+        let loaded = self.images.load(archive, name.as_deref()).await.map_err(Coded::into_status)?;
+        let images = loaded.into_iter().map(|one| LoadedImage { id: one.id.to_string(), names: one.names });
+        Ok(Response::new(LoadResponse { images: images.collect() }))
+    }
+
+    async fn save(&self, request: Request<SaveRequest>) -> Result<Response<Self::SaveStream>, Status> {
+        let pieces = self.images.save(&received(request).images).map_err(Coded::into_status)?;
+        let pieces = ReceiverStream::new(pieces).map(|piece| match piece {
+            Ok(piece) => Ok(SaveResponse { piece: piece.to_vec() }),
+            Err(error) => Err(error.into_status()),
+        });
+        Ok(Response::new(pieces.boxed()))
+    }
+}
+
+/// The archive on the disk, and the name for an image without one.
+async fn spool(
+    images: &Images,
+    mut pieces: Streaming<LoadRequest>,
+) -> Result<(std::fs::File, Option<String>), Status> {
+    let disk = |error: std::io::Error| Status::internal(format!("cannot spool the archive: {error}"));
+    let images = images.clone();
+    let file = tokio::task::spawn_blocking(move || images.spool()).await;
+    let file = file.map_err(|error| Status::internal(error.to_string()))?.map_err(disk)?;
+    let mut file = tokio::fs::File::from_std(file);
+    let mut name = None;
+    while let Some(LoadRequest { piece, name: given }) = pieces.message().await? {
+        name = name.or(Some(given).filter(|name| !name.is_empty()));
+        file.write_all(&piece).await.map_err(disk)?;
+    }
+    file.flush().await.map_err(disk)?;
+    Ok((file.into_std().await, name))
 }
 
 async fn pull(

@@ -305,6 +305,24 @@ pub(crate) enum Image {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Take in the images of an archive: an OCI layout or what `docker save` writes
+    Load {
+        /// The archive; - is standard input
+        #[arg(short, long, default_value = "-")]
+        input: PathBuf,
+        /// For an image that has no name in the archive
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// Write images to an archive, an OCI layout that docker reads as well
+    Save {
+        /// The archive; - is standard output
+        #[arg(short, long, default_value = "-")]
+        output: PathBuf,
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
     /// Remove the images that no container and no pod uses
     Prune {
         /// Say what would go, remove nothing

@@ -1,10 +1,14 @@
 //! `berth image`.
 
 use std::io::{IsTerminal as _, Read as _};
+use std::path::Path;
 
-use berth_cri::berth::v1::{PruneRequest, PullRequest, pull_response::What};
+use berth_cri::berth::v1::{
+    LoadRequest, PruneRequest, PullRequest, SaveRequest, SaveResponse, pull_response::What,
+};
 use berth_cri::runtime::v1::{ImageSpec, ImageStatusRequest, ListImagesRequest, RemoveImageRequest};
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::args::{Format, Image, Output, Pull};
 use crate::client::Client;
@@ -17,6 +21,8 @@ pub(crate) async fn image(client: Client, command: Image) -> Result<u8, Error> {
         Image::Pull(args) => pull(client, args).await,
         Image::Ls(output) => list(client, output).await,
         Image::Rm { images } => remove(client, images).await,
+        Image::Load { input, name } => load(client, &input, name).await,
+        Image::Save { output, images } => save(client, &output, images).await,
         Image::Prune { dry_run } => prune(client, dry_run).await,
     }
 }
@@ -87,6 +93,62 @@ async fn remove(client: Client, images: Vec<String>) -> Result<u8, Error> {
         client.cri_images().remove_image(RemoveImageRequest { image }).await.map_err(client.failed())?;
         println!("{name} is removed");
     }
+    Ok(0)
+}
+
+/// Bytes of a piece.
+const PIECE: usize = 256 << 10;
+
+async fn load(client: Client, input: &Path, name: String) -> Result<u8, Error> {
+    let archive: Box<dyn AsyncRead + Send + Unpin> = match input == Path::new("-") {
+        true => Box::new(tokio::io::stdin()),
+        false => Box::new(tokio::fs::File::open(input).await.map_err(Error::file("read", input))?),
+    };
+    let (broken, mut failure) = tokio::sync::oneshot::channel();
+    let state = (archive, Some(broken), name);
+    let pieces = futures::stream::unfold(state, async |(mut archive, mut broken, name)| {
+        let mut piece = vec![0; PIECE];
+        match archive.read(&mut piece).await {
+            Ok(0) => None,
+            Ok(count) => {
+                piece.truncate(count);
+                Some((LoadRequest { piece, name }, (archive, broken, String::new())))
+            }
+            Err(error) => {
+                // The stream's end would look like the archive's.
+                let _ = broken.take()?.send(error);
+                std::future::pending().await
+            }
+        }
+    });
+    let answer = tokio::select! {
+        answer = async { client.images().load(pieces).await } => answer.map_err(client.failed())?.into_inner(),
+        Ok(error) = &mut failure => return Err(Error::file("read", input)(error)),
+    };
+    for image in answer.images {
+        let name = image.names.first().unwrap_or(&image.id);
+        println!("{name} is {}", image.id);
+    }
+    Ok(0)
+}
+
+async fn save(client: Client, output: &Path, images: Vec<String>) -> Result<u8, Error> {
+    let to_stdout = output == Path::new("-");
+    if to_stdout && std::io::stdout().is_terminal() {
+        return Err(Error::Usage(
+            "an archive is nothing for a terminal: --output FILE, or a pipe".to_owned(),
+        ));
+    }
+    let request = SaveRequest { images };
+    let mut pieces = client.images().save(request).await.map_err(client.failed())?.into_inner();
+    let mut archive: Box<dyn AsyncWrite + Send + Unpin> = match to_stdout {
+        true => Box::new(tokio::io::stdout()),
+        false => Box::new(tokio::fs::File::create(output).await.map_err(Error::file("write", output))?),
+    };
+    while let Some(SaveResponse { piece }) = pieces.message().await.map_err(client.failed())? {
+        archive.write_all(&piece).await.map_err(Error::file("write", output))?;
+    }
+    archive.flush().await.map_err(Error::file("write", output))?;
     Ok(0)
 }
 

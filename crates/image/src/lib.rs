@@ -9,6 +9,7 @@
 //!
 //! Start at [`Images`]; `pull.rs` follows one pull from end to end.
 
+mod archive;
 mod content;
 mod digest;
 mod errors;
@@ -29,6 +30,7 @@ mod snapshots;
 mod tree;
 mod unpack;
 
+pub use archive::{LoadError, Loaded, SaveError};
 pub use digest::{Digest, DigestError};
 pub use errors::{Cause, PullError};
 pub use hosts::HostsError;

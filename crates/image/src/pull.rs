@@ -9,7 +9,7 @@
 //! Layers are jobs shared by all pulls that want them at the moment: a job lives as long as one of them
 //! waits, so dropping a pull ends exactly the downloads nobody else needs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -51,13 +51,21 @@ pub(crate) struct Jobs {
 type Running = (WeakShared<Job>, Arc<Meter>);
 
 /// What a manifest led to.
-struct Found {
+pub(crate) struct Found {
     /// The digest that the reference itself stands for.
-    resolved: Digest,
+    pub(crate) resolved: Digest,
     /// Every document on the way, with its bytes.
-    documents: Vec<(Digest, bytes::Bytes)>,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
+    pub(crate) documents: Vec<(Digest, bytes::Bytes)>,
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+/// What an image is called.
+pub(crate) struct Named {
+    /// In errors.
+    pub(crate) text: String,
+    pub(crate) tags: BTreeSet<String>,
+    pub(crate) digests: BTreeSet<String>,
 }
 
 impl Images {
@@ -95,7 +103,14 @@ impl Images {
         let attempt = Arc::new(Attempt::new(self.0.pin(names)));
         progress.expect(&specs);
         let ended = match self.layers(&session, &specs, &attempt, progress).await {
-            Ok(layers) => self.commit(&reference, found, config, specs, &layers, &attempt).await,
+            Ok(layers) => {
+                let named = Named {
+                    text: text.clone(),
+                    tags: reference.tagged().into_iter().collect(),
+                    digests: [reference.digested(&found.resolved)].into(),
+                };
+                self.commit(named, found, config, specs, &layers, &attempt).await
+            }
             Err(cause) => Err(PullError::of(&text, cause)),
         };
         if ended.is_err()
@@ -153,7 +168,7 @@ impl Images {
         let mut record = image.record.clone();
         record.tags = reference.tagged().into_iter().collect();
         record.digests = [reference.digested(&digest)].into();
-        self.record(reference, image.id.clone(), record).await?;
+        self.record(&reference.to_string(), image.id.clone(), record).await?;
         Ok(Some(image.id.clone()))
     }
 
@@ -221,23 +236,24 @@ impl Images {
         }
     }
 
-    async fn commit(
+    /// Stores the documents and writes the record, by which the image is there.
+    pub(crate) async fn commit(
         &self,
-        reference: &Reference,
+        named: Named,
         found: Found,
         config: String,
         specs: Vec<LayerSpec>,
         layers: &[Arc<LayerInfo>],
         attempt: &Arc<Attempt>,
     ) -> Result<ImageId, PullError> {
-        let text = reference.to_string();
+        let Named { text, tags, digests } = named;
         let id = ImageId(found.config.digest.clone());
         let unpacked: u64 = layers.iter().map(|layer| layer.footprint.bytes).sum();
         let stored: u64 = specs.iter().map(|spec| spec.size).sum();
         let documents: u64 = found.documents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let record = ImageRecord {
-            tags: reference.tagged().into_iter().collect(),
-            digests: [reference.digested(&found.resolved)].into(),
+            tags,
+            digests,
             manifests: found.documents.iter().map(|(digest, _)| digest.clone()).collect(),
             size: unpacked + stored + documents + config.len() as u64,
             config,
@@ -258,13 +274,13 @@ impl Images {
         .await
         .unwrap_or_else(|error| Err(Cause::task("the manifests", error)));
         stored.map_err(|cause| PullError::of(&text, Arc::new(cause)))?;
-        self.record(reference, id.clone(), record).await?;
+        self.record(&text, id.clone(), record).await?;
         attempt.succeeded();
         Ok(id)
     }
 
-    async fn record(&self, reference: &Reference, id: ImageId, record: ImageRecord) -> Result<(), PullError> {
-        let (inner, text) = (Arc::clone(&self.0), reference.to_string());
+    async fn record(&self, text: &str, id: ImageId, record: ImageRecord) -> Result<(), PullError> {
+        let (inner, text) = (Arc::clone(&self.0), text.to_owned());
         tokio::task::spawn_blocking(move || inner.record(&id, record))
             .await
             .map_err(|error| PullError::of(&text, Arc::new(Cause::task("the record", error))))?
@@ -273,13 +289,13 @@ impl Images {
 }
 
 /// Holds a pull's parts; when it ends without an image, what nobody else needs goes.
-struct Attempt {
+pub(crate) struct Attempt {
     pins: Option<Pins>,
     succeeded: std::sync::atomic::AtomicBool,
 }
 
 impl Attempt {
-    fn new(pins: Pins) -> Attempt {
+    pub(crate) fn new(pins: Pins) -> Attempt {
         Attempt { pins: Some(pins), succeeded: false.into() }
     }
 
@@ -362,7 +378,7 @@ async fn fetch_layer(
 }
 
 /// Unpacks from a blob that is here already; `None` when there is none, or it is damaged.
-async fn from_content(
+pub(crate) async fn from_content(
     inner: &Arc<Inner>,
     spec: &LayerSpec,
     attempt: &Arc<Attempt>,
@@ -411,13 +427,13 @@ async fn unpack(
 }
 
 /// Why a manifest did not lead to an image.
-enum WalkError {
+pub(crate) enum WalkError {
     Step(Cause),
     NotAnImage(String, ManifestError),
 }
 
 impl WalkError {
-    fn of(self, reference: &str) -> PullError {
+    pub(crate) fn of(self, reference: &str) -> PullError {
         match self {
             WalkError::Step(cause) => PullError::of(reference, Arc::new(cause)),
             WalkError::NotAnImage(digest, source) => {
@@ -457,7 +473,7 @@ async fn walk(session: &Session) -> Result<Found, WalkError> {
 }
 
 /// Checks the config against its digest and its layers against the manifest's.
-fn read_config(found: &Found, bytes: &[u8]) -> Result<(String, Vec<LayerSpec>), WalkError> {
+pub(crate) fn read_config(found: &Found, bytes: &[u8]) -> Result<(String, Vec<LayerSpec>), WalkError> {
     let wanted = &found.config.digest;
     let actual = Digest::of(bytes);
     if actual != *wanted || bytes.len() as u64 != found.config.size {

@@ -3,7 +3,7 @@
 use berth_cri::berth::v1::{
     AddEphemeralRequest, AttachToPodRequest, EventsRequest, ExecInPodRequest, GetPodRequest,
     GetTimelineRequest, ListPodsRequest, LogsRequest, PortForwardToPodRequest, PruneRequest, PullRequest,
-    RemovePodRequest, RunRequest, StopPodRequest, UsageRequest, WatchPodsRequest,
+    RemovePodRequest, RunRequest, SaveRequest, StopPodRequest, UsageRequest, WatchPodsRequest,
 };
 use berth_cri::runtime::v1::*;
 use tonic::Request;
@@ -88,7 +88,7 @@ of_a_pod!(
     PortForwardToPodRequest,
 );
 subject!("image.ref" from reference: PullRequest);
-subject!(none: RunRequest, ListPodsRequest, PruneRequest);
+subject!(none: RunRequest, ListPodsRequest, PruneRequest, SaveRequest);
 
 impl Subject for RunPodSandboxRequest {
     fn record(&self, span: &Span) {
