@@ -1,4 +1,5 @@
 //! Archives of images: in, out, and those that nobody should take in.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
