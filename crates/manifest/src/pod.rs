@@ -137,7 +137,8 @@ impl Metadata {
             Metadata {
                 name: fields.required_as("name", names::subdomain).unwrap_or_default(),
                 namespace,
-                uid: fields.string("uid").unwrap_or_default(),
+                // It names a folder.
+                uid: fields.checked("uid", names::label).unwrap_or_default(),
                 labels: fields.string_map("labels"),
                 annotations: fields.string_map("annotations"),
             }

@@ -115,7 +115,11 @@ impl Pods {
         let mut progress: std::collections::HashMap<_, _> = progress.into_iter().collect();
         for (uid, record) in records {
             match Plan::read(record) {
-                Ok(plan) => drop(self.begin(plan, progress.remove(&uid))),
+                Ok(plan) => {
+                    if let Err(error) = self.begin(plan, progress.remove(&uid)) {
+                        tracing::error!(uid, %error, "a pod is recorded twice; this one is left alone");
+                    }
+                }
                 // It stays as it is for a version that can read it; its containers run on.
                 Err(faults) => tracing::error!(uid, %faults, "the manifest of a pod cannot be read any more"),
             }
@@ -175,6 +179,9 @@ impl Pods {
                 }
             }
             let given = &pod.metadata.uid;
+            if !given.is_empty() && self.0.directory.entries().iter().any(|entry| entry.state.uid == *given) {
+                return Err(Error::Invalid(format!("metadata.uid: another pod has {given}; leave it out")));
+            }
             let record = ManifestRecord {
                 uid: if given.is_empty() { new_uid().await? } else { given.clone() },
                 document: pod.document.clone(),
@@ -191,7 +198,12 @@ impl Pods {
                 plan.record.first_id = Some(self.free_ids()?);
             }
             self.0.keep(&plan.record).await?;
-            self.begin(plan, None)?;
+            let uid = plan.record.uid.clone();
+            if let Err(taken) = self.begin(plan, None) {
+                // Somebody else was quicker by a moment.
+                self.0.forget(&uid).await?;
+                return Err(taken);
+            }
         }
         Ok(taken)
     }
@@ -229,7 +241,9 @@ impl Pods {
         };
         self.0.directory.add(key.clone(), entry).map_err(|_| exists(&key))?;
         let beginning = Beginning { key, plan, progress, mailbox: received, bell };
-        let task = Task::new(Arc::clone(&self.0), beginning);
+        let mut task = Task::new(Arc::clone(&self.0), beginning);
+        // Whoever asks now is told all that there is.
+        task.announce();
         tokio::spawn(task.run());
         Ok(())
     }
@@ -282,7 +296,7 @@ impl Pods {
     /// What becomes of pods from a generation on.
     #[must_use]
     pub fn watch(&self, since: u64, pod: Option<Key>) -> Watch {
-        Watch { node: Arc::clone(&self.0), changes: self.0.directory.watch(), seen: since, pod, begun: false }
+        Watch { node: Arc::clone(&self.0), changes: self.0.directory.watch(), seen: since, pod }
     }
 
     /// Ends a pod, and waits for its end.
@@ -487,7 +501,6 @@ pub struct Watch {
     seen: u64,
     /// Absent: all pods.
     pod: Option<Key>,
-    begun: bool,
 }
 
 impl Watch {
@@ -509,8 +522,7 @@ impl Watch {
             // In order, so that whoever stops in the middle can go on from there.
             let mut whats: Vec<_> = whats.chain(removed).collect();
             whats.sort_by_key(|(generation, _)| *generation);
-            let synced = (!self.begun || changes.is_everything).then_some(What::Synced(Synced {}));
-            self.begun = true;
+            let synced = changes.is_everything.then_some(What::Synced(Synced {}));
             let synced = synced.map(|synced| (changes.generation, synced));
             let all = whats.into_iter().chain(synced);
             let all: Vec<_> =

@@ -111,12 +111,16 @@ impl Task {
         task
     }
 
+    /// Says how things are, as far as they are known before anything is looked at.
+    pub(crate) fn announce(&mut self) {
+        self.remember();
+        self.publish();
+    }
+
     /// Until the pod is removed, or nobody can reach it any more.
     pub(crate) async fn run(mut self) {
         let actions = self.resume();
         self.settled(actions).await;
-        // Also when nothing is different from what was written down: readers of this daemon know nothing yet.
-        self.publish();
         let mut round = interval(HOUSEKEEPING);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
