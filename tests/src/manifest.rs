@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use berth_cri::berth::v1::{
     GetPodRequest, ListPodsRequest, LogsRequest, Manifest, Pod, PodContainer, PodRef, RemovePodRequest,
     RunRequest, StopPodRequest, pod::Phase, pod_container::State,
@@ -114,4 +114,13 @@ pub fn state(pod: &Pod, name: &str) -> Result<String> {
         Some(State::Waiting(waiting)) => format!("waiting {}", waiting.reason),
         None => "nothing".to_owned(),
     })
+}
+
+/// When a container's present or last attempt began and ended; nanoseconds since the epoch.
+pub fn times(pod: &Pod, name: &str) -> Result<(i64, i64)> {
+    match &container(pod, name)?.state {
+        Some(State::Terminated(ended)) => Ok((ended.started_at, ended.finished_at)),
+        Some(State::Running(running)) => Ok((running.since, i64::MAX)),
+        other => bail!("{name} is {other:?}"),
+    }
 }

@@ -352,21 +352,3 @@ fn an_image_goes_through_a_file_and_runs() {
         Ok(())
     });
 }
-
-#[test]
-fn without_a_daemon_it_says_what_to_do() {
-    on_node(async |node| {
-        let said = node.berth(&["--address", "unix:///nowhere/berth.sock", "ps"]).await?;
-        ensure!(
-            said.code == 4 && said.err.contains("/nowhere/berth.sock") && said.err.contains("--address"),
-            "{said:?}"
-        );
-        let said = node.berth(&["--address", "tcp://127.0.0.1:1", "ps"]).await?;
-        ensure!(said.code == 2 && said.err.contains("unix://"), "{said:?}");
-        let folder = node.dir().join("man");
-        node.berth_ok(&["man", &folder.display().to_string()]).await?;
-        ensure!(std::fs::read_to_string(folder.join("berth-run.1"))?.contains(".TH"));
-        ensure!(node.berth_ok(&["completions", "bash"]).await?.contains("complete -F _berth"));
-        Ok(())
-    });
-}

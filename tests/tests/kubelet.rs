@@ -71,10 +71,10 @@ fn nginx() -> Value {
         "name": "nginx",
         "image": NGINX,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", "touch /www/alive && exec nginx -g 'daemon off;'"],
-        "volumeMounts": [{ "name": "shared", "mountPath": "/www" }],
+        "command": ["sh", "-c", "touch /usr/share/nginx/html/alive && exec nginx -g 'daemon off;'"],
+        "volumeMounts": [{ "name": "shared", "mountPath": "/usr/share/nginx/html" }],
         "livenessProbe": {
-            "exec": { "command": ["test", "-e", "/www/alive"] }, "periodSeconds": 1, "failureThreshold": 1,
+            "exec": { "command": ["test", "-e", "/usr/share/nginx/html/alive"] }, "periodSeconds": 1, "failureThreshold": 1,
         },
         "readinessProbe": { "httpGet": { "path": "/index.html", "port": 80 }, "periodSeconds": 1 },
         "lifecycle": { "preStop": { "exec": { "command": ["sh", "-c", "echo before the stop >/proc/1/fd/1"] } } },

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use berth_cri::berth::v1::pod::Phase;
 use berth_tests::{
     Node, PATIENCE,
-    manifest::{container, has, state},
+    manifest::{has, state, times},
     on_node, wait_until,
 };
 
@@ -45,26 +45,12 @@ fn nginx_serves_what_the_init_container_wrote() {
 async fn bookings(node: &Node, name: &str) -> Result<()> {
     run(node, &format!("{name}.yaml"), false).await?;
     let pod = node.manifest_pod(name).await?;
-    let began = |name: &str| -> Result<i64> {
-        use berth_cri::berth::v1::pod_container::State;
-        match &container(&pod, name)?.state {
-            Some(State::Running(running)) => Ok(running.since),
-            other => anyhow::bail!("{name} is {other:?}"),
-        }
-    };
-    ensure!(began("proxy")? < began("app")?, "{pod:#?}");
+    ensure!(times(&pod, "proxy")?.0 < times(&pod, "app")?.0, "{pod:#?}");
     let page = page(node, name, "app", "http://127.0.0.1:8080/").await?;
     ensure!(page == "3 bookings\n", "{page}");
     node.stop_manifest_pod(name).await?;
     let pod = node.manifest_pod(name).await?;
-    let ended = |name: &str| -> Result<i64> {
-        use berth_cri::berth::v1::pod_container::State;
-        match &container(&pod, name)?.state {
-            Some(State::Terminated(ended)) => Ok(ended.finished_at),
-            other => anyhow::bail!("{name} is {other:?}"),
-        }
-    };
-    ensure!(ended("app")? <= ended("proxy")?, "{pod:#?}");
+    ensure!(times(&pod, "app")?.1 <= times(&pod, "proxy")?.1, "{pod:#?}");
     Ok(())
 }
 

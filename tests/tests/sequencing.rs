@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use berth_cri::berth::v1::{Pod, pod::Phase, pod_container::State};
 use berth_tests::{
     Node, PATIENCE,
-    manifest::{container, has, state},
+    manifest::{container, has, state, times},
     on_node, wait_until,
 };
 
@@ -20,15 +20,6 @@ fn pod(name: &str, spec: &str) -> String {
 
 /// Ends at once when asked to.
 const SERVE: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done";
-
-/// When a container's present or last attempt began and ended; nanoseconds since the epoch.
-fn times(pod: &Pod, name: &str) -> Result<(i64, i64)> {
-    match &container(pod, name)?.state {
-        Some(State::Terminated(ended)) => Ok((ended.started_at, ended.finished_at)),
-        Some(State::Running(running)) => Ok((running.since, i64::MAX)),
-        other => anyhow::bail!("{name} is {other:?}"),
-    }
-}
 
 /// Waits until a container writes a line with this text.
 async fn wait_log(node: &Node, name: &str, container: &str, text: &str) -> Result<String> {

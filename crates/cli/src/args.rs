@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use berth_cri::berth::v1::PodRef;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -72,6 +73,64 @@ pub(crate) struct PodArg {
     pub(crate) namespace: String,
 }
 
+/// Which pods.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PodsArg {
+    /// NAME, or NAMESPACE/NAME
+    #[arg(required = true)]
+    pub(crate) pods: Vec<String>,
+    /// The pods' namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+}
+
+/// Which pod, if not all.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PodOrAllArg {
+    /// NAME, or NAMESPACE/NAME; all pods without this
+    pub(crate) pod: Option<String>,
+}
+
+/// Which container.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ContainerArg {
+    /// Which container; the first one of the pod's own without this
+    #[arg(short, long, default_value = "")]
+    pub(crate) container: String,
+}
+
+/// How to leave.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DetachArg {
+    /// Keys that leave the container to itself
+    #[arg(long, default_value = "ctrl-p,ctrl-q")]
+    pub(crate) detach_keys: String,
+}
+
+impl PodArg {
+    pub(crate) fn reference(&self) -> PodRef {
+        reference(&self.pod, &self.namespace)
+    }
+}
+
+impl PodsArg {
+    pub(crate) fn references(&self) -> impl Iterator<Item = PodRef> + '_ {
+        self.pods.iter().map(|pod| reference(pod, &self.namespace))
+    }
+}
+
+impl PodOrAllArg {
+    pub(crate) fn reference(&self) -> Option<PodRef> {
+        self.pod.as_deref().map(|pod| reference(pod, "default"))
+    }
+}
+
+/// `NAME`, or `NAMESPACE/NAME`.
+pub(crate) fn reference(text: &str, namespace: &str) -> PodRef {
+    let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
+    PodRef { namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
 /// As what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -133,9 +192,8 @@ pub(crate) struct Get {
 pub(crate) struct Logs {
     #[command(flatten)]
     pub(crate) pod: PodArg,
-    /// Of which container; the first one of the pod's own without this
-    #[arg(short, long, default_value = "")]
-    pub(crate) container: String,
+    #[command(flatten)]
+    pub(crate) container: ContainerArg,
     /// Go on until the container has ended for good
     #[arg(short, long)]
     pub(crate) follow: bool,
@@ -157,9 +215,8 @@ pub(crate) struct Logs {
 pub(crate) struct Exec {
     #[command(flatten)]
     pub(crate) pod: PodArg,
-    /// In which container; the first one of the pod's own without this
-    #[arg(short, long, default_value = "")]
-    pub(crate) container: String,
+    #[command(flatten)]
+    pub(crate) container: ContainerArg,
     /// Pass standard input
     #[arg(short = 'i', long)]
     pub(crate) stdin: bool,
@@ -175,15 +232,13 @@ pub(crate) struct Exec {
 pub(crate) struct Attach {
     #[command(flatten)]
     pub(crate) pod: PodArg,
-    /// To which container; the first one of the pod's own without this
-    #[arg(short, long, default_value = "")]
-    pub(crate) container: String,
+    #[command(flatten)]
+    pub(crate) container: ContainerArg,
     /// Pass standard input
     #[arg(short = 'i', long)]
     pub(crate) stdin: bool,
-    /// Keys that leave the container to itself
-    #[arg(long, default_value = "ctrl-p,ctrl-q")]
-    pub(crate) detach_keys: String,
+    #[command(flatten)]
+    pub(crate) detach: DetachArg,
 }
 
 #[derive(Debug, clap::Args)]
@@ -205,9 +260,8 @@ pub(crate) struct Debug {
     /// Give it a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Keys that leave the container to itself
-    #[arg(long, default_value = "ctrl-p,ctrl-q")]
-    pub(crate) detach_keys: String,
+    #[command(flatten)]
+    pub(crate) detach: DetachArg,
     /// What to run in it; the image's own command without this
     #[arg(last = true)]
     pub(crate) command: Vec<String>,
@@ -236,12 +290,8 @@ pub(crate) struct PortForward {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Stop {
-    /// NAME, or NAMESPACE/NAME
-    #[arg(required = true)]
-    pub(crate) pods: Vec<String>,
-    /// The pods' namespace
-    #[arg(short, long, default_value = "default")]
-    pub(crate) namespace: String,
+    #[command(flatten)]
+    pub(crate) pods: PodsArg,
     /// Seconds, in place of the manifest's terminationGracePeriodSeconds
     #[arg(short, long)]
     pub(crate) grace: Option<u32>,
@@ -249,12 +299,8 @@ pub(crate) struct Stop {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Rm {
-    /// NAME, or NAMESPACE/NAME
-    #[arg(required = true)]
-    pub(crate) pods: Vec<String>,
-    /// The pods' namespace
-    #[arg(short, long, default_value = "default")]
-    pub(crate) namespace: String,
+    #[command(flatten)]
+    pub(crate) pods: PodsArg,
     /// Stop them first
     #[arg(short, long)]
     pub(crate) force: bool,
@@ -262,8 +308,8 @@ pub(crate) struct Rm {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Events {
-    /// NAME, or NAMESPACE/NAME; all pods without this
-    pub(crate) pod: Option<String>,
+    #[command(flatten)]
+    pub(crate) pod: PodOrAllArg,
     /// Go on with what is to come
     #[arg(short, long)]
     pub(crate) follow: bool,
@@ -273,8 +319,8 @@ pub(crate) struct Events {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Top {
-    /// NAME, or NAMESPACE/NAME; all pods without this
-    pub(crate) pod: Option<String>,
+    #[command(flatten)]
+    pub(crate) pod: PodOrAllArg,
     /// Show it again every two seconds
     #[arg(short, long)]
     pub(crate) watch: bool,

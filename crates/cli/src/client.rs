@@ -90,9 +90,3 @@ impl Changes {
         }
     }
 }
-
-/// `NAME`, or `NAMESPACE/NAME`.
-pub(crate) fn reference(text: &str, namespace: &str) -> PodRef {
-    let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
-    PodRef { namespace: namespace.to_owned(), name: name.to_owned() }
-}

@@ -4,13 +4,12 @@ use berth_cri::berth::v1::{GetPodRequest, PodRef, RemovePodRequest, StopPodReque
 use futures::future::join_all;
 
 use crate::args::{Rm, Stop};
-use crate::client::{Client, reference};
+use crate::client::Client;
 use crate::error::Error;
 
 /// All at once; the first error is the command's, the others are told as well.
 pub(crate) async fn stop(client: Client, args: Stop) -> Result<u8, Error> {
-    let stops = args.pods.iter().map(async |pod| {
-        let pod = reference(pod, &args.namespace);
+    let stops = args.pods.references().map(async |pod| {
         let request = StopPodRequest { pod: Some(pod.clone()), grace_seconds: args.grace };
         client.pods().stop(request).await.map_err(client.failed())?;
         println!("{}/{} is stopped", pod.namespace, pod.name);
@@ -20,8 +19,7 @@ pub(crate) async fn stop(client: Client, args: Stop) -> Result<u8, Error> {
 }
 
 pub(crate) async fn rm(client: Client, args: Rm) -> Result<u8, Error> {
-    let removals = args.pods.iter().map(async |pod| {
-        let pod = reference(pod, &args.namespace);
+    let removals = args.pods.references().map(async |pod| {
         remove(&client, &pod, args.force).await?;
         println!("{}/{} is removed", pod.namespace, pod.name);
         Ok(())

@@ -6,8 +6,8 @@ use berth_cri::berth::v1::{
 };
 use serde_json::json;
 
-use crate::args::{Debug, Ephemeral};
-use crate::client::{Client, reference};
+use crate::args::{Debug, Ephemeral, reference};
+use crate::client::Client;
 use crate::error::Error;
 use crate::output::now;
 use crate::{logs, run, stream};
@@ -26,7 +26,7 @@ pub(crate) async fn debug(client: Client, args: Debug) -> Result<u8, Error> {
     if args.tty && !stream::terminal::is_terminal() {
         return Err(Error::Usage("--tty: standard input is no terminal".to_owned()));
     }
-    let pod = reference(&args.pod.pod, &args.pod.namespace);
+    let pod = args.pod.reference();
     // kubectl's names end in five letters as well, so that each debugger has one of its own.
     let name = args.name.clone().unwrap_or_else(|| format!("debugger-{:05x}", (now() / 1000) & 0xfffff));
     let mut container = json!({
@@ -56,7 +56,7 @@ pub(crate) async fn debug(client: Client, args: Debug) -> Result<u8, Error> {
     let ended = wait_started(&client, &pod, &name).await?;
     if interactive && ended.is_none() {
         let request = AttachToPodRequest { pod: Some(pod), container: name, stdin: args.stdin };
-        return stream::attach_to(&client, request, &args.detach_keys).await;
+        return stream::attach_to(&client, request, &args.detach.detach_keys).await;
     }
     let request = LogsRequest {
         pod: Some(pod.clone()),

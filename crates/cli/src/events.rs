@@ -4,12 +4,12 @@ use berth_cri::berth::v1::{EventsRequest, PodEvent};
 use serde_json::json;
 
 use crate::args::{Events, Format};
-use crate::client::{Client, reference};
+use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Colour, coloured, rfc3339};
 
 pub(crate) async fn events(client: Client, args: Events) -> Result<u8, Error> {
-    let pod = args.pod.as_deref().map(|pod| reference(pod, "default"));
+    let pod = args.pod.reference();
     let request = EventsRequest { pod, follow: args.follow };
     let mut events = client.pods().events(request).await.map_err(client.failed())?.into_inner();
     while let Some(event) = events.message().await.map_err(client.failed())? {

@@ -7,12 +7,12 @@ use berth_cri::berth::v1::{
 use serde_json::{Map, Value, json};
 
 use crate::args::{Format, Get};
-use crate::client::{Client, reference};
+use crate::client::Client;
 use crate::error::Error;
 use crate::output::{age, container_state, name, phase, print, rfc3339, status, table};
 
 pub(crate) async fn get(client: Client, args: Get) -> Result<u8, Error> {
-    let request = GetPodRequest { pod: Some(reference(&args.pod.pod, &args.pod.namespace)) };
+    let request = GetPodRequest { pod: Some(args.pod.reference()) };
     let pod = client.pods().get(request).await.map_err(client.failed())?.into_inner();
     match args.output.output {
         Format::Table => print!("{}", page(&pod)),

@@ -5,15 +5,15 @@ use std::io::Write as _;
 use berth_cri::berth::v1::{LogLine, LogsRequest, log_line::Stream};
 
 use crate::args::Logs;
-use crate::client::{Client, reference};
+use crate::client::Client;
 use crate::error::Error;
 use crate::output::now;
 
 pub(crate) async fn logs(client: Client, args: Logs) -> Result<u8, Error> {
     let since = args.since.map(|since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
     let request = LogsRequest {
-        pod: Some(reference(&args.pod.pod, &args.pod.namespace)),
-        container: args.container,
+        pod: Some(args.pod.reference()),
+        container: args.container.container,
         follow: args.follow,
         since: since.map_or(0, |since| now().saturating_sub(since)),
         tail: args.tail,

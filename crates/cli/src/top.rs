@@ -6,7 +6,7 @@ use berth_cri::berth::v1::{PodUsage, UsageRequest};
 use serde_json::{Value, json};
 
 use crate::args::{Format, Top};
-use crate::client::{Client, reference};
+use crate::client::Client;
 use crate::error::Error;
 use crate::output::{bytes, has_colours, print, table};
 
@@ -14,7 +14,7 @@ use crate::output::{bytes, has_colours, print, table};
 const PAUSE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn top(client: Client, args: Top) -> Result<u8, Error> {
-    let pod = args.pod.as_deref().map(|pod| reference(pod, "default"));
+    let pod = args.pod.reference();
     loop {
         let request = UsageRequest { pod: pod.clone() };
         let pods = client.pods().usage(request).await.map_err(client.failed())?.into_inner().pods;

@@ -57,10 +57,11 @@ impl Finding {
         means: &str,
         mend: impl Into<String>,
     ) -> Self {
-        let advice = Advice { means: means.to_owned(), mend: mend.into() };
-        Self { area, check, verdict: Verdict::Warn(advice), found: found.into() }
+        let verdict = Verdict::Warn(Advice { means: means.to_owned(), mend: mend.into() });
+        Self { verdict, ..Self::good(area, check, found) }
     }
 
+    /// As a warning, and nothing works.
     fn bad(
         area: &'static str,
         check: &'static str,
@@ -68,8 +69,11 @@ impl Finding {
         means: &str,
         mend: impl Into<String>,
     ) -> Self {
-        let advice = Advice { means: means.to_owned(), mend: mend.into() };
-        Self { area, check, verdict: Verdict::Bad(advice), found: found.into() }
+        let warning = Self::warn(area, check, found, means, mend);
+        match warning.verdict {
+            Verdict::Warn(advice) => Self { verdict: Verdict::Bad(advice), ..warning },
+            Verdict::Good | Verdict::Bad(_) => warning,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::socket::{self, Receiver, Sender};
 use crate::args::PortForward;
-use crate::client::{Client, reference};
+use crate::client::Client;
 use crate::error::Error;
 
 /// Channels come in pairs, of which there is one: the port is named when the URL is asked for.
@@ -25,7 +25,7 @@ const PORT_BYTES: usize = 2;
 const PIECE: usize = 32 * 1024;
 
 pub(crate) async fn port_forward(client: Client, args: PortForward) -> Result<u8, Error> {
-    let pod = reference(&args.pod.pod, &args.pod.namespace);
+    let pod = args.pod.reference();
     let mut forwards = JoinSet::new();
     for text in &args.ports {
         let (local, remote) = ports(text)?;

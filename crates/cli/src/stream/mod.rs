@@ -9,7 +9,7 @@ pub(crate) mod terminal;
 use berth_cri::berth::v1::{AttachToPodRequest, ExecInPodRequest, StreamUrl};
 
 use crate::args::{Attach, Exec};
-use crate::client::{Client, reference};
+use crate::client::Client;
 use crate::error::Error;
 
 use self::keys::Keys;
@@ -22,8 +22,8 @@ pub(crate) async fn exec(client: Client, args: Exec) -> Result<u8, Error> {
         return Err(Error::Usage("--tty: standard input is no terminal".to_owned()));
     }
     let request = ExecInPodRequest {
-        pod: Some(reference(&args.pod.pod, &args.pod.namespace)),
-        container: args.container,
+        pod: Some(args.pod.reference()),
+        container: args.container.container,
         command: args.command,
         stdin: args.stdin,
         tty: args.tty,
@@ -38,11 +38,11 @@ pub(crate) async fn exec(client: Client, args: Exec) -> Result<u8, Error> {
 
 pub(crate) async fn attach(client: Client, args: Attach) -> Result<u8, Error> {
     let request = AttachToPodRequest {
-        pod: Some(reference(&args.pod.pod, &args.pod.namespace)),
-        container: args.container,
+        pod: Some(args.pod.reference()),
+        container: args.container.container,
         stdin: args.stdin,
     };
-    attach_to(&client, request, &args.detach_keys).await
+    attach_to(&client, request, &args.detach.detach_keys).await
 }
 
 /// Until the container ends or the keys are pressed.

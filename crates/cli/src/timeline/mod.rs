@@ -7,12 +7,12 @@ use berth_cri::berth::v1::{GetTimelineRequest, PodTimeline, timeline_span::Kind}
 use serde_json::{Value, json};
 
 use crate::args::{Format, Timeline};
-use crate::client::{Client, reference};
+use crate::client::Client;
 use crate::error::Error;
 use crate::output::{now, print};
 
 pub(crate) async fn timeline(client: Client, args: Timeline) -> Result<u8, Error> {
-    let pod = reference(&args.pod.pod, &args.pod.namespace);
+    let pod = args.pod.reference();
     let title = format!("{}/{}", pod.namespace, pod.name);
     let request = GetTimelineRequest { pod: Some(pod) };
     let timeline = client.pods().get_timeline(request).await.map_err(client.failed())?.into_inner();

@@ -224,6 +224,8 @@ impl Pod {
 /// Looked for among the processes of its cgroup: one that has left the session *and* lost its parents before this is
 /// called cannot be told from the container's own daemons, and stays theirs.
 fn kill_tree(leader: &Process, cgroup: &Cgroup) -> io::Result<()> {
+    // A shell that waits for its children would see them end, and end with a code of its own before its turn comes.
+    leader.signal_if_alive(libc::SIGSTOP)?;
     let mut killed = BTreeSet::new();
     for round in 0..KILL_ROUNDS {
         let table: BTreeMap<i32, Kin> =

@@ -44,7 +44,12 @@ impl Process {
 
     /// SIGKILL; that it is dead already is what was wanted.
     pub(super) fn kill(&self) -> io::Result<()> {
-        match self.signal(libc::SIGKILL) {
+        self.signal_if_alive(libc::SIGKILL)
+    }
+
+    /// A signal that means nothing to the dead.
+    pub(super) fn signal_if_alive(&self, signal: i32) -> io::Result<()> {
+        match self.signal(signal) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             done => done,
         }
