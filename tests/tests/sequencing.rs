@@ -213,6 +213,8 @@ fn when_the_app_crash_loops_its_sidecar_stays() {
         let proxy = container(&pod, "proxy")?;
         ensure!(proxy.restarts == 0 && proxy.ready, "{pod:#?}");
         ensure!(container(&pod, "main")?.last.as_ref().is_some_and(|last| last.exit_code == 7), "{pod:#?}");
+        let events = node.berth_ok(&["events", "web"]).await?;
+        ensure!(events.contains("[main]  BackOff  CrashLoopBackOff: "), "{events}");
         Ok(())
     });
 }

@@ -274,6 +274,8 @@ pub(crate) struct Ephemeral {
     /// A document of the kind EphemeralContainers; - is standard input
     #[arg(short, long)]
     pub(crate) filename: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, clap::Args)]
@@ -359,6 +361,8 @@ pub(crate) enum Image {
         /// For an image that has no name in the archive
         #[arg(long, default_value = "")]
         name: String,
+        #[command(flatten)]
+        output: Output,
     },
     /// Write images to an archive, an OCI layout that docker reads as well
     Save {
@@ -374,6 +378,8 @@ pub(crate) enum Image {
         /// Say what would go, remove nothing
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        output: Output,
     },
 }
 
@@ -384,6 +390,8 @@ pub(crate) struct Pull {
     /// Read USER:PASSWORD from standard input
     #[arg(long)]
     pub(crate) creds_stdin: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, clap::Args)]

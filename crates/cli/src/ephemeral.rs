@@ -6,17 +6,21 @@ use berth_cri::berth::v1::{
 };
 use serde_json::json;
 
-use crate::args::{Debug, Ephemeral, reference};
+use crate::args::{Debug, Ephemeral, Format, reference};
 use crate::client::Client;
 use crate::error::Error;
-use crate::output::now;
-use crate::{logs, run, stream};
+use crate::output::{now, print};
+use crate::{get, logs, run, stream};
 
 pub(crate) async fn add(client: Client, args: Ephemeral) -> Result<u8, Error> {
     let pod = args.pod.as_deref().map(|pod| reference(pod, "default"));
     let manifest = run::read(&args.filename)?;
     let request = AddEphemeralRequest { pod, manifest: Some(manifest) };
     let pod = client.pods().add_ephemeral(request).await.map_err(client.failed())?.into_inner();
+    if args.output.output != Format::Table {
+        print(&get::document(&pod)?, args.output.output)?;
+        return Ok(0);
+    }
     let added = pod.pod.unwrap_or_default();
     println!("{}/{} has its ephemeral containers (berth get {})", added.namespace, added.name, added.name);
     Ok(0)

@@ -21,9 +21,9 @@ pub(crate) async fn image(client: Client, command: Image) -> Result<u8, Error> {
         Image::Pull(args) => pull(client, args).await,
         Image::Ls(output) => list(client, output).await,
         Image::Rm { images } => remove(client, images).await,
-        Image::Load { input, name } => load(client, &input, name).await,
+        Image::Load { input, name, output } => load(client, &input, name, output.output).await,
         Image::Save { output, images } => save(client, &output, images).await,
-        Image::Prune { dry_run } => prune(client, dry_run).await,
+        Image::Prune { dry_run, output } => prune(client, dry_run, output.output).await,
     }
 }
 
@@ -31,10 +31,15 @@ async fn pull(client: Client, args: Pull) -> Result<u8, Error> {
     let (username, password) = if args.creds_stdin { credentials()? } else { Default::default() };
     let request = PullRequest { reference: args.image.clone(), username, password };
     let mut answers = client.images().pull(request).await.map_err(client.failed())?.into_inner();
-    let mut screen = std::io::stdout().is_terminal().then(Screen::default);
+    let format = args.output.output;
+    let on_screen = std::io::stdout().is_terminal() && format == Format::Table;
+    let mut screen = on_screen.then(Screen::default);
     while let Some(answer) = answers.message().await.map_err(client.failed())? {
         match (answer.what, &mut screen) {
             (Some(What::Progress(pull)), Some(screen)) => screen.draw(pull_lines(&pull).into_iter()),
+            (Some(What::Id(id)), _) if format != Format::Table => {
+                print(&json!({ "name": args.image, "id": id }), format)?;
+            }
             (Some(What::Id(id)), _) => println!("{} is {id}", args.image),
             (Some(What::Progress(_)) | None, _) => {}
         }
@@ -99,7 +104,7 @@ async fn remove(client: Client, images: Vec<String>) -> Result<u8, Error> {
 /// Bytes of a piece.
 const PIECE: usize = 256 << 10;
 
-async fn load(client: Client, input: &Path, name: String) -> Result<u8, Error> {
+async fn load(client: Client, input: &Path, name: String, format: Format) -> Result<u8, Error> {
     let archive: Box<dyn AsyncRead + Send + Unpin> = match input == Path::new("-") {
         true => Box::new(tokio::io::stdin()),
         false => Box::new(tokio::fs::File::open(input).await.map_err(Error::file("read", input))?),
@@ -125,6 +130,11 @@ async fn load(client: Client, input: &Path, name: String) -> Result<u8, Error> {
         answer = async { client.images().load(pieces).await } => answer.map_err(client.failed())?.into_inner(),
         Ok(error) = &mut failure => return Err(Error::file("read", input)(error)),
     };
+    if format != Format::Table {
+        let images = answer.images.iter().map(|image| json!({ "id": image.id, "names": image.names }));
+        print(&images.collect(), format)?;
+        return Ok(0);
+    }
     for image in answer.images {
         let name = image.names.first().unwrap_or(&image.id);
         println!("{name} is {}", image.id);
@@ -152,9 +162,16 @@ async fn save(client: Client, output: &Path, images: Vec<String>) -> Result<u8, 
     Ok(0)
 }
 
-async fn prune(client: Client, dry_run: bool) -> Result<u8, Error> {
+async fn prune(client: Client, dry_run: bool, format: Format) -> Result<u8, Error> {
     let answer = client.images().prune(PruneRequest { dry_run }).await.map_err(client.failed())?;
     let images = answer.into_inner().images;
+    if format != Format::Table {
+        let removed = images.iter().map(
+            |image| json!({ "id": image.id, "names": image.names, "size": image.size, "dryRun": dry_run }),
+        );
+        print(&removed.collect(), format)?;
+        return Ok(0);
+    }
     for image in &images {
         let name = image.names.first().unwrap_or(&image.id);
         let what = if dry_run { "would be removed" } else { "is removed" };

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use berth_cri::berth::v1::{ImagePull, PodEvent};
 use berth_sandbox_manager::sequence::{
-    Action, Condition, Ended, Event, Found, Hook, PodStatus, ProbeKind, Sequence, Stage,
+    Action, Condition, ContainerState as SequenceState, Ended, Event, Found, Hook, PodStatus, ProbeKind,
+    Sequence, Stage,
 };
 use berth_sandbox_manager::{ContainerKind, ContainerState, PodView, SandboxPhase};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -320,7 +321,8 @@ impl Task {
         let only_probes = actions.iter().all(|action| matches!(action, Action::Probe { .. }));
         let just_over = self.sequence.is_over() && self.history.finished_at == 0;
         let changed = status != self.status || !only_probes || just_over;
-        self.status = status;
+        let before = std::mem::replace(&mut self.status, status);
+        self.note_backoffs(&before);
         if changed {
             self.remember();
             self.persist().await;
@@ -333,6 +335,26 @@ impl Task {
             for ended in self.waiting_for_the_end.drain(..) {
                 // One that went away does not wait any more.
                 let _ = ended.send(());
+            }
+        }
+    }
+
+    /// Tells of containers that wait to be tried again, and did not before.
+    fn note_backoffs(&self, before: &PodStatus) {
+        let waiting = |status: &PodStatus, name: &str| {
+            let found = status.containers.iter().find(|one| one.name == name)?;
+            match &found.state {
+                SequenceState::Waiting { reason, message } if !message.is_empty() => {
+                    Some(format!("{reason}: {message}"))
+                }
+                _ => None,
+            }
+        };
+        for container in &self.status.containers {
+            if let Some(why) = waiting(&self.status, &container.name)
+                && waiting(before, &container.name).is_none()
+            {
+                self.note(Noted::warning(&container.name, "BackOff", why));
             }
         }
     }
@@ -437,7 +459,7 @@ impl Task {
     fn killing(&self, name: &str) -> Noted {
         let found = self.status.containers.iter().find(|status| status.name == name);
         let why = match found.map(|status| &status.state) {
-            Some(berth_sandbox_manager::sequence::ContainerState::Running { ending, .. }) => ending.as_str(),
+            Some(SequenceState::Running { ending, .. }) => ending.as_str(),
             _ => "",
         };
         Noted::fine(name, "Killing", format!("stopping the container: {why}"))
