@@ -210,6 +210,14 @@ fn ephemeral_containers_join_a_pod_and_are_never_restarted() {
         for field in ["ports", "resources", "lifecycle"] {
             ensure!(message.contains(&format!("ephemeralContainers[0].{field}")), "{field}: {message}");
         }
+        // Two that come at once are both there.
+        let named = |name: &str| manifest(&debugger.replace("debugger", name));
+        let (mut one, mut other) = (node.pods(), node.pods());
+        let (first, second) =
+            tokio::join!(one.add_ephemeral(named("third")), other.add_ephemeral(named("fourth")));
+        (first?, second?);
+        let pod = node.manifest_pod("demo-pod").await?;
+        ensure!(container(&pod, "third").is_ok() && container(&pod, "fourth").is_ok(), "{pod:#?}");
         node.kill9().await?;
         node.start().await?;
         node.wait_pod("demo-pod", over).await?;

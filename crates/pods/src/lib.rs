@@ -13,6 +13,7 @@
 //! another's slow image or hook. What is known of a pod is replaced whole in the [`directory`] at each change.
 
 mod clock;
+mod create;
 mod credentials;
 mod directory;
 mod error;
@@ -24,17 +25,20 @@ mod logs;
 mod node;
 mod plan;
 mod pods;
+mod pull;
 mod record;
 mod sys;
 mod task;
 mod telling;
 mod timeline;
 mod volumes;
+mod watch;
 mod wire;
 mod work;
 
 pub use directory::Key;
 pub use error::Error;
 pub use logs::Lines;
-pub use pods::{Pods, PodsConfig, StartError, Taken, Watch};
+pub use pods::{Pods, PodsConfig, StartError, Taken};
 pub use telling::{PERIOD as PULL_PERIOD, image_pull};
+pub use watch::Watch;

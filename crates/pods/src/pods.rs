@@ -5,21 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_cri::berth::v1::Synced;
-use berth_cri::berth::v1::{
-    Pod, PodEvent, PodRef, PodTimeline, WatchPodsResponse, watch_pods_response::What,
-};
+use berth_cri::berth::v1::{Pod, PodEvent, PodRef, PodTimeline};
 use berth_image::Images;
 use berth_manifest::{Faults, Manifests, Source, Strictness};
 use berth_sandbox_manager::{Container, ContainerState, PodView, SandboxManager};
 use berth_store::{Store, StoreError};
-use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::directory::{Directory, Entry, Key};
 use crate::facts::NodeFacts;
 use crate::node::{self, Node, blocking};
 use crate::record::{IDS, ManifestRecord, Plan, ProgressRecord};
 use crate::task::{Beginning, Message, Task};
+use crate::watch::Watch;
 use crate::{Error, clock, timeline, work};
 
 /// What it is told at start.
@@ -296,7 +294,7 @@ impl Pods {
     /// What becomes of pods from a generation on.
     #[must_use]
     pub fn watch(&self, since: u64, pod: Option<Key>) -> Watch {
-        Watch { node: Arc::clone(&self.0), changes: self.0.directory.watch(), seen: since, pod }
+        Watch::new(Arc::clone(&self.0), since, pod)
     }
 
     /// Ends a pod, and waits for its end.
@@ -340,10 +338,9 @@ impl Pods {
                 ask: "add a container to",
             });
         }
-        let mut record = entry.plan.record.clone();
-        record.ephemeral.extend(manifests.ephemeral.into_iter().flat_map(|one| one.documents));
-        record.configs.extend(manifests.config_documents);
-        ask(&entry, |kept| Message::AddEphemeral { record: Box::new(record), kept }).await??;
+        let items = manifests.ephemeral.into_iter().flat_map(|one| one.documents).collect();
+        let configs = manifests.config_documents;
+        ask(&entry, |kept| Message::AddEphemeral { items, configs, kept }).await??;
         self.get(&key)
     }
 
@@ -491,48 +488,4 @@ async fn new_uid() -> Result<String, Error> {
     let path = "/proc/sys/kernel/random/uuid";
     let uid = tokio::fs::read_to_string(path).await;
     Ok(uid.map_err(|source| Error::NoUid { path, source })?.trim().to_owned())
-}
-
-/// A watcher's place.
-#[derive(Debug)]
-pub struct Watch {
-    node: Arc<Node>,
-    changes: watch::Receiver<u64>,
-    seen: u64,
-    /// Absent: all pods.
-    pod: Option<Key>,
-}
-
-impl Watch {
-    /// What is to be told next; waits until there is something. Cancel safe.
-    pub async fn next(&mut self) -> Vec<WatchPodsResponse> {
-        loop {
-            self.changes.mark_unchanged();
-            let changes = self.node.directory.since(self.seen);
-            self.seen = changes.generation;
-            let wanted = |pod: &Option<PodRef>| match (&self.pod, pod) {
-                (Some((namespace, name)), Some(pod)) => *namespace == pod.namespace && *name == pod.name,
-                (None, _) => true,
-                (Some(_), None) => false,
-            };
-            let whats = changes.pods.into_iter().filter(|pod| wanted(&pod.pod));
-            let whats = whats.map(|pod| (pod.generation, What::Pod(Pod::clone(&pod))));
-            let removed = changes.removed.into_iter().filter(|(_, pod)| wanted(&Some(pod.clone())));
-            let removed = removed.map(|(at, pod)| (at, What::Removed(pod)));
-            // In order, so that whoever stops in the middle can go on from there.
-            let mut whats: Vec<_> = whats.chain(removed).collect();
-            whats.sort_by_key(|(generation, _)| *generation);
-            let synced = changes.is_everything.then_some(What::Synced(Synced {}));
-            let synced = synced.map(|synced| (changes.generation, synced));
-            let all = whats.into_iter().chain(synced);
-            let all: Vec<_> =
-                all.map(|(generation, what)| WatchPodsResponse { generation, what: Some(what) }).collect();
-            if !all.is_empty() {
-                return all;
-            }
-            if self.changes.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-    }
 }

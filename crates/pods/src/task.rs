@@ -12,25 +12,26 @@ use berth_sandbox_manager::sequence::{
     Sequence, Stage,
 };
 use berth_sandbox_manager::{ContainerKind, ContainerState, PodView, SandboxPhase};
+use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::directory::{Key, reference};
 use crate::node::{self, Node};
-use crate::record::{History, ManifestRecord, Plan, ProgressRecord};
+use crate::record::{History, Plan, ProgressRecord};
 use crate::telling::Telling;
 use crate::timeline::{Span, Timeline};
 use crate::work::{self, Noted, Outcome};
-use crate::{Error, clock, plan, wire};
+use crate::{Error, clock, plan, pull, wire};
 
 /// What is asked of a pod's task.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// End it; the answer comes when it has ended. Without a grace the manifest's holds.
     Stop { grace: Option<Duration>, ended: oneshot::Sender<()> },
-    /// Take over a manifest with more ephemeral containers.
-    AddEphemeral { record: Box<ManifestRecord>, kept: oneshot::Sender<Result<(), Error>> },
+    /// Have more ephemeral containers: items of `ephemeralContainers`, and the documents that they refer to.
+    AddEphemeral { items: Vec<Value>, configs: Vec<Value>, kept: oneshot::Sender<Result<(), Error>> },
     /// Remove all that is left of it. The task ends when that has worked.
     Remove { removed: oneshot::Sender<Result<(), Error>> },
 }
@@ -145,10 +146,7 @@ impl Task {
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => tracing::error!(%error, "a step of a pod panicked"),
                 },
-                Some((container, pull)) = self.told.recv() => {
-                    self.pulls.insert(container, pull);
-                    self.publish();
-                }
+                Some((container, pull)) = self.told.recv() => self.tell(container, pull),
                 () = self.bell.notified() => self.look().await,
                 _ = round.tick(), if !self.sequence.is_over() => self.keep_house(),
                 () = asleep => {
@@ -156,6 +154,15 @@ impl Task {
                     self.settled(actions).await;
                 }
             }
+        }
+    }
+
+    /// Of a pull that goes on still: what it said last may come after its end.
+    fn tell(&mut self, container: String, pull: ImagePull) {
+        let mut current = self.sequence.current();
+        if current.any(|current| current.name == container && current.stage == Stage::Pulling) {
+            self.pulls.insert(container, pull);
+            self.publish();
         }
     }
 
@@ -189,8 +196,8 @@ impl Task {
                 let grace = grace.unwrap_or(self.plan.pod.termination_grace_period);
                 self.handle(Event::StopAsked { grace }).await;
             }
-            Message::AddEphemeral { record, kept } => {
-                let added = self.replace_plan(*record).await;
+            Message::AddEphemeral { items, configs, kept } => {
+                let added = self.extend_plan(items, configs).await;
                 let actions = self.sequence.tick(clock::boottime());
                 self.settled(actions).await;
                 // A caller that went away has its container all the same.
@@ -208,7 +215,16 @@ impl Task {
         ControlFlow::Continue(())
     }
 
-    async fn replace_plan(&mut self, record: ManifestRecord) -> Result<(), Error> {
+    /// Here and not with the caller: two that add at once both add to what there is then.
+    async fn extend_plan(&mut self, items: Vec<Value>, configs: Vec<Value>) -> Result<(), Error> {
+        let mut record = self.plan.record.clone();
+        record.ephemeral.extend(items);
+        for config in configs {
+            // One that was given before may be given again.
+            if !record.configs.contains(&config) {
+                record.configs.push(config);
+            }
+        }
         let plan = Plan::read(record)?;
         self.node.keep(&plan.record).await?;
         self.plan = Arc::new(plan);
@@ -435,7 +451,7 @@ impl Task {
             Action::Pull { name } => {
                 let again = self.pull_failures.contains(&name);
                 let telling = (self.telling.clone(), self.timeline.open(&name));
-                self.jobs.spawn(work::pull(node, plan, name, again, telling));
+                self.jobs.spawn(pull::pull(node, plan, name, again, telling));
             }
             Action::Start { name, attempt } => {
                 let parent = self.timeline.open(&name);

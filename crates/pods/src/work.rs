@@ -1,28 +1,23 @@
 //! The steps of a pod's life: each is begun by the pod's task, runs beside it, and comes back with what became of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_cri::runtime::v1::ContainerConfig;
-use berth_image::Progress;
-use berth_manifest::{Container, PullPolicy, VolumeSource, cri};
+use berth_manifest::cri;
 use berth_sandbox_manager::sequence::{Ended, Event, Hook, ProbeKind};
-use berth_sandbox_manager::{
-    ContainerKind, ContainerState, Error as ManagerError, Exit, PodView, SandboxPhase,
-};
+use berth_sandbox_manager::{ContainerState, Error as ManagerError, Exit, PodView, SandboxPhase};
 use tokio::time::sleep;
 
 use crate::extras;
 use crate::handlers::{self, Target};
 use crate::logs::{self, Limits};
-use crate::node::{self, Node, blocking};
+use crate::node::{self, Node};
 use crate::record::Plan;
 use crate::task::probe_name;
-use crate::telling::Telling;
 use crate::timeline::{Kind, Span};
 use crate::volumes::{Excess, Volumes};
-use crate::{Error, clock, credentials, plan};
+use crate::{Error, clock, create, plan};
 
 /// Something to be told of a pod.
 #[derive(Clone, Debug)]
@@ -134,97 +129,8 @@ pub(crate) async fn remove(node: &Node, plan: &Plan) -> Result<(), Error> {
 /// How long to wait before what must work in the end is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-fn volumes(node: &Node, plan: &Plan) -> Volumes {
+pub(crate) fn volumes(node: &Node, plan: &Plan) -> Volumes {
     Volumes::new(node.pod_dir(&plan.record.uid))
-}
-
-/// Has a container's image, and those that it mounts. `again`: the last pull failed as well.
-pub(crate) async fn pull(
-    node: Arc<Node>,
-    plan: Arc<Plan>,
-    name: String,
-    again: bool,
-    (telling, parent): (Telling, Option<usize>),
-) -> Outcome {
-    let mut outcome = Outcome::default();
-    let Some(container) = plan::container(&plan.pod, &name) else { return outcome };
-    let mounted = container.mounts.iter().filter_map(|mount| {
-        let volume = plan.pod.volumes.iter().find(|volume| volume.name == mount.volume)?;
-        match &volume.source {
-            VolumeSource::Image { reference, pull_policy } => Some((reference.as_str(), *pull_policy)),
-            VolumeSource::EmptyDir(_) | VolumeSource::HostPath { .. } | VolumeSource::Files { .. } => None,
-        }
-    });
-    for (image, policy) in std::iter::once((container.image.as_str(), container.pull_policy)).chain(mounted) {
-        match have(&node, &plan, &name, image, policy, (&telling, parent), &mut outcome).await {
-            Ok(()) => {}
-            Err((reason, error)) => {
-                outcome.noted.push(Noted::warning(
-                    &name,
-                    "Failed",
-                    format!("cannot have image {image}: {error}"),
-                ));
-                let reason = if again && reason == "ErrImagePull" { "ImagePullBackOff" } else { reason };
-                let reason = reason.to_owned();
-                outcome.event = Some(Event::PullFailed { name: name.clone(), reason, error });
-                return outcome;
-            }
-        }
-    }
-    outcome.event = Some(Event::Pulled { name: name.clone() });
-    outcome
-}
-
-async fn have(
-    node: &Node,
-    plan: &Plan,
-    name: &str,
-    image: &str,
-    policy: PullPolicy,
-    (telling, parent): (&Telling, Option<usize>),
-    outcome: &mut Outcome,
-) -> Result<(), (&'static str, String)> {
-    let present = node.images.find(image).map_err(|error| ("InvalidImageName", text(error)))?;
-    match (policy, present) {
-        (PullPolicy::IfNotPresent | PullPolicy::Never, Some(_)) => {
-            let message = format!("image {image} is on this machine");
-            outcome.noted.push(Noted::fine(name, "Pulled", message));
-            return Ok(());
-        }
-        (PullPolicy::Never, None) => {
-            let error = format!("image {image} is not on this machine, and imagePullPolicy is Never");
-            return Err(("ErrImageNeverPull", error));
-        }
-        (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {}
-    }
-    let pod = &plan.pod;
-    let secrets =
-        credentials::for_image(image, &pod.metadata.namespace, &pod.image_pull_secrets, &plan.configs);
-    let credentials = secrets.map_err(|error| ("ErrImagePull", error))?;
-    let began = std::time::Instant::now();
-    let progress = Progress::default();
-    let pulled = tokio::select! {
-        pulled = node.images.pull(image, credentials, &progress) => pulled,
-        never = telling.follow(name, image, &progress) => match never {},
-    };
-    outcome.spans.extend(layers(&progress, name, parent));
-    pulled.map_err(|error| ("ErrImagePull", text(error)))?;
-    outcome.noted.push(Noted::fine(name, "Pulled", format!("pulled {image} in {:.1?}", began.elapsed())));
-    Ok(())
-}
-
-/// The layers that came over the network, as parts of a pull.
-fn layers(progress: &Progress, container: &str, parent: Option<usize>) -> Vec<Span> {
-    let layers = progress.layers().into_iter().filter(|layer| layer.began > 0 && parent.is_some());
-    let spans = layers.map(|layer| Span {
-        name: format!("layer {}", layer.digest.trim_start_matches("sha256:").get(..12).unwrap_or_default()),
-        kind: Kind::Layer,
-        container: container.to_owned(),
-        began: layer.began,
-        ended: layer.ended,
-        part_of: parent,
-    });
-    spans.collect()
 }
 
 /// Creates and starts a container.
@@ -243,7 +149,7 @@ pub(crate) async fn start(
     let Some(view) = node.sandbox(&plan.record.uid) else {
         return failed("the pod's sandbox is gone".to_owned());
     };
-    let id = match create(&node, &plan, &view, container, attempt).await {
+    let id = match create::create(&node, &plan, &view, container, attempt).await {
         Ok(id) => id,
         Err(error) => return failed(error),
     };
@@ -269,88 +175,6 @@ pub(crate) async fn start(
             failed(error)
         }
     }
-}
-
-async fn create(
-    node: &Node,
-    plan: &Plan,
-    view: &PodView,
-    container: &Container,
-    attempt: u32,
-) -> Result<String, String> {
-    remove_old_attempts(node, view, &container.name, attempt).await?;
-    let kind = kind(plan, &container.name);
-    let target = plan.pod.ephemeral.iter().find(|one| one.container.name == container.name);
-    let target = target.and_then(|one| one.target.as_deref()).and_then(|target| running(view, target));
-    let log_dir = node.log_dir(&plan.record.uid);
-    let log_dir = log_dir.to_string_lossy();
-    let facts = node.facts.of(&plan.record.uid, &view.sandbox.ips, &log_dir, plan.ids());
-    let config = {
-        let volumes = volumes(node, plan);
-        let mut places = Vec::new();
-        for (index, mount) in container.mounts.iter().enumerate() {
-            let sub_path = cri::sub_path(&plan.pod, container, mount, &facts)?;
-            let place = volumes.place(&plan.pod, mount, &sub_path, &container.name, index).await;
-            places.push((mount.path.as_str(), place.map_err(text)?));
-        }
-        let place = |mount: &berth_manifest::Mount| -> PathBuf {
-            let found = places.iter().find(|(path, _)| *path == mount.path);
-            found.map(|(_, place)| place.clone()).unwrap_or_default()
-        };
-        cri::container(&plan.pod, container, attempt, target.as_deref(), &facts, &place)?
-    };
-    let image = node.images.find(&container.image).map_err(text)?;
-    let image = image.ok_or_else(|| format!("image {} was removed in the meantime", container.image))?;
-    extras::check_user(&plan.pod, container, &image)?;
-    let config = with_kind(config, kind);
-    let config = extras::add(&node.pod_dir(&plan.record.uid), plan, container, attempt, view, config).await?;
-    let id = node.manager.create_container(view.sandbox.id.as_str(), config).await.map_err(text)?;
-    Ok(id.to_string())
-}
-
-/// The sandbox manager stops containers in the order of their kinds.
-fn with_kind(mut config: ContainerConfig, kind: ContainerKind) -> ContainerConfig {
-    let name = match kind {
-        ContainerKind::Init => "init",
-        ContainerKind::Sidecar => "sidecar",
-        ContainerKind::Standard => "standard",
-        ContainerKind::Ephemeral => "ephemeral",
-    };
-    config.annotations.insert(ContainerKind::ANNOTATION.to_owned(), name.to_owned());
-    config
-}
-
-fn kind(plan: &Plan, name: &str) -> ContainerKind {
-    let named = |container: &Container| container.name == name;
-    let startup = plan.pod.startup.iter().find(|step| named(step.container()));
-    match startup {
-        Some(berth_manifest::Startup::Init(_)) => ContainerKind::Init,
-        Some(berth_manifest::Startup::Sidecar(_)) => ContainerKind::Sidecar,
-        None if plan.pod.ephemeral.iter().any(|one| named(&one.container)) => ContainerKind::Ephemeral,
-        None => ContainerKind::Standard,
-    }
-}
-
-/// The id of a container that runs. One that does not has no processes to look at; the debugger starts without it.
-fn running(view: &PodView, name: &str) -> Option<String> {
-    let container = node::attempt(view, name, None)?;
-    matches!(container.state, ContainerState::Running { .. }).then(|| container.id.to_string())
-}
-
-/// The attempt before the present one can be looked at; those before that go.
-async fn remove_old_attempts(node: &Node, view: &PodView, name: &str, attempt: u32) -> Result<(), String> {
-    let old = view.containers.values().filter(|container| {
-        let (its_name, its_attempt) = container.name_and_attempt();
-        its_name == name && its_attempt + 1 < attempt
-    });
-    for container in old {
-        node.manager.remove_container(container.id.as_str()).await.map_err(text)?;
-        let log = PathBuf::from(&container.log_path);
-        if let Err(error) = blocking(move || logs::remove(&log)).await {
-            tracing::warn!(log = container.log_path, %error, "cannot remove the log of an old attempt");
-        }
-    }
-    Ok(())
 }
 
 /// Rotates the logs of what runs, and sees whether the volumes are within their limits.

@@ -1,0 +1,95 @@
+//! A container from its manifest.
+
+use std::path::PathBuf;
+
+use berth_cri::runtime::v1::ContainerConfig;
+use berth_manifest::{Container, cri};
+use berth_sandbox_manager::{ContainerKind, ContainerState, PodView};
+
+use crate::node::{self, Node, blocking};
+use crate::record::Plan;
+use crate::work::{text, volumes};
+use crate::{extras, logs};
+
+/// Creates an attempt; its id.
+pub(crate) async fn create(
+    node: &Node,
+    plan: &Plan,
+    view: &PodView,
+    container: &Container,
+    attempt: u32,
+) -> Result<String, String> {
+    remove_old_attempts(node, view, &container.name, attempt).await?;
+    let kind = kind(plan, &container.name);
+    let target = plan.pod.ephemeral.iter().find(|one| one.container.name == container.name);
+    let target = target.and_then(|one| one.target.as_deref()).and_then(|target| running(view, target));
+    let log_dir = node.log_dir(&plan.record.uid);
+    let log_dir = log_dir.to_string_lossy();
+    let facts = node.facts.of(&plan.record.uid, &view.sandbox.ips, &log_dir, plan.ids());
+    let config = {
+        let volumes = volumes(node, plan);
+        let mut places = Vec::new();
+        for (index, mount) in container.mounts.iter().enumerate() {
+            let sub_path = cri::sub_path(&plan.pod, container, mount, &facts)?;
+            let place = volumes.place(&plan.pod, mount, &sub_path, &container.name, index).await;
+            places.push((mount.path.as_str(), place.map_err(text)?));
+        }
+        let place = |mount: &berth_manifest::Mount| -> PathBuf {
+            let found = places.iter().find(|(path, _)| *path == mount.path);
+            found.map(|(_, place)| place.clone()).unwrap_or_default()
+        };
+        cri::container(&plan.pod, container, attempt, target.as_deref(), &facts, &place)?
+    };
+    let image = node.images.find(&container.image).map_err(text)?;
+    let image = image.ok_or_else(|| format!("image {} was removed in the meantime", container.image))?;
+    extras::check_user(&plan.pod, container, &image)?;
+    let config = with_kind(config, kind);
+    let config = extras::add(&node.pod_dir(&plan.record.uid), plan, container, attempt, view, config).await?;
+    let id = node.manager.create_container(view.sandbox.id.as_str(), config).await.map_err(text)?;
+    Ok(id.to_string())
+}
+
+/// The sandbox manager stops containers in the order of their kinds.
+fn with_kind(mut config: ContainerConfig, kind: ContainerKind) -> ContainerConfig {
+    let name = match kind {
+        ContainerKind::Init => "init",
+        ContainerKind::Sidecar => "sidecar",
+        ContainerKind::Standard => "standard",
+        ContainerKind::Ephemeral => "ephemeral",
+    };
+    config.annotations.insert(ContainerKind::ANNOTATION.to_owned(), name.to_owned());
+    config
+}
+
+fn kind(plan: &Plan, name: &str) -> ContainerKind {
+    let named = |container: &Container| container.name == name;
+    let startup = plan.pod.startup.iter().find(|step| named(step.container()));
+    match startup {
+        Some(berth_manifest::Startup::Init(_)) => ContainerKind::Init,
+        Some(berth_manifest::Startup::Sidecar(_)) => ContainerKind::Sidecar,
+        None if plan.pod.ephemeral.iter().any(|one| named(&one.container)) => ContainerKind::Ephemeral,
+        None => ContainerKind::Standard,
+    }
+}
+
+/// The id of a container that runs. One that does not has no processes to look at; the debugger starts without it.
+fn running(view: &PodView, name: &str) -> Option<String> {
+    let container = node::attempt(view, name, None)?;
+    matches!(container.state, ContainerState::Running { .. }).then(|| container.id.to_string())
+}
+
+/// The attempt before the present one can be looked at; those before that go.
+async fn remove_old_attempts(node: &Node, view: &PodView, name: &str, attempt: u32) -> Result<(), String> {
+    let old = view.containers.values().filter(|container| {
+        let (its_name, its_attempt) = container.name_and_attempt();
+        its_name == name && its_attempt + 1 < attempt
+    });
+    for container in old {
+        node.manager.remove_container(container.id.as_str()).await.map_err(text)?;
+        let log = PathBuf::from(&container.log_path);
+        if let Err(error) = blocking(move || logs::remove(&log)).await {
+            tracing::warn!(log = container.log_path, %error, "cannot remove the log of an old attempt");
+        }
+    }
+    Ok(())
+}
