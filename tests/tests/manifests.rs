@@ -215,7 +215,8 @@ fn ephemeral_containers_join_a_pod_and_are_never_restarted() {
         let (mut one, mut other) = (node.pods(), node.pods());
         let (first, second) =
             tokio::join!(one.add_ephemeral(named("third")), other.add_ephemeral(named("fourth")));
-        (first?, second?);
+        first?;
+        second?;
         let pod = node.manifest_pod("demo-pod").await?;
         ensure!(container(&pod, "third").is_ok() && container(&pod, "fourth").is_ok(), "{pod:#?}");
         node.kill9().await?;
