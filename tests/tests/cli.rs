@@ -1,12 +1,15 @@
 //! The `berth` command, as a person or a script uses it.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use berth_tests::{Node, PATIENCE, on_node, wait_until};
+use berth_cri::berth::v1::ExecInPodRequest;
+use berth_tests::{Node, Options, PATIENCE, manifest::reference, on_node, on_node_with, wait_until};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
 
 /// A pod that runs a script of one line.
@@ -25,6 +28,8 @@ spec:
 }
 
 const SERVE: &str = "trap 'exit 0' TERM; echo begun; while :; do sleep 1000 & wait $!; done";
+
+const PAGE: &str = "mkdir /w; echo page > /w/index.html; exec httpd -f -p 80 -h /w";
 
 /// Runs `berth` with a manifest on its standard input.
 async fn run(node: &Node, arguments: &[&str], manifest: &str) -> Result<(i32, String)> {
@@ -92,17 +97,52 @@ fn exec_passes_streams_and_the_exit_code() {
         run(node, &[], &pod("web", "Always", SERVE)).await?;
         let said = node.berth(&["exec", "web", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).await?;
         ensure!((said.code, said.out.as_str(), said.err.as_str()) == (7, "out\n", "err\n"), "{said:?}");
-        // cat ends when its input does.
-        let mut command = node.berth_command(&["exec", "-i", "web", "--", "cat"])?;
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut stdin = child.stdin.take().context("no stdin")?;
-        let sent = "all of it\n".repeat(50_000);
-        stdin.write_all(sent.as_bytes()).await?;
-        drop(stdin);
-        let output = timeout(PATIENCE, child.wait_with_output()).await.context("cat does not end")??;
-        ensure!(output.status.success() && output.stdout == sent.as_bytes(), "{} bytes", output.stdout.len());
+        echo_through_cat(node).await?;
         let said = node.berth(&["exec", "web", "--", "/no/such"]).await?;
         ensure!(said.code == 1 && said.err.contains("/no/such"), "{said:?}");
+        Ok(())
+    });
+}
+
+/// Half a megabyte to and fro; cat ends when its input does.
+async fn echo_through_cat(node: &Node) -> Result<()> {
+    let mut command = node.berth_command(&["exec", "-i", "web", "--", "cat"])?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("no stdin")?;
+    let sent = "all of it\n".repeat(50_000);
+    stdin.write_all(sent.as_bytes()).await?;
+    drop(stdin);
+    let output = timeout(PATIENCE, child.wait_with_output()).await.context("cat does not end")??;
+    ensure!(output.status.success() && output.stdout == sent.as_bytes(), "{} bytes", output.stdout.len());
+    Ok(())
+}
+
+#[test]
+fn streams_go_over_tls_where_the_server_has_a_certificate() {
+    let pem = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("crates/streaming/tests/tls");
+    let pem = pem.display();
+    let streaming =
+        format!("[streaming]\ntls_certificate = \"{pem}/certificate.pem\"\ntls_key = \"{pem}/key.pem\"\n");
+    on_node_with(Options { extra_config: streaming, ..Options::default() }, async |node| {
+        run(node, &[], &pod("web", "Always", PAGE)).await?;
+        let exec = ExecInPodRequest {
+            pod: reference("web"),
+            command: vec!["true".to_owned()],
+            ..ExecInPodRequest::default()
+        };
+        let answer = node.pods().exec(exec).await?.into_inner();
+        ensure!(answer.url.starts_with("https://127.0.0.1:"), "{answer:?}");
+        let said = node.berth(&["exec", "web", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).await?;
+        ensure!((said.code, said.out.as_str(), said.err.as_str()) == (7, "out\n", "err\n"), "{said:?}");
+        echo_through_cat(node).await?;
+        let (mut child, addresses) = forward(node, &[":80"]).await?;
+        wait_until("the page", PATIENCE, async || {
+            let answer = ask(&addresses[0]).await?;
+            ensure!(answer.ends_with("page\n"), "{answer}");
+            Ok(())
+        })
+        .await?;
+        child.kill().await?;
         Ok(())
     });
 }
@@ -167,8 +207,13 @@ fn a_terminal_has_its_size_and_is_left_with_keys() {
         run(node, &[], &pod("web", "Always", SERVE)).await?;
         // script(1) gives the command a terminal, and passes on what is typed.
         let berth = node.berth_command(&[])?.as_std().get_program().to_string_lossy().into_owned();
+        let resize = node.dir().join("resize");
         let debug = format!(
-            "stty cols 111 rows 44; {berth} debug web --image busybox --name tty -it -- sh; echo code $?"
+            "stty cols 111 rows 44
+             ( until test -e {}; do sleep 0.1; done; stty cols 77 rows 22 </dev/tty ) &
+             {berth} debug web --image busybox --name tty -it -- sh
+             echo code $?",
+            resize.display()
         );
         let mut command = tokio::process::Command::new("script");
         command.args(["-qfec", &debug, "/dev/null"]).kill_on_drop(true);
@@ -181,6 +226,9 @@ fn a_terminal_has_its_size_and_is_left_with_keys() {
         stdin.write_all(b"stty size; echo $((6*7))\n").await?;
         read_until(&mut stdout, &mut seen, "\r\n42\r\n").await?;
         ensure!(seen.contains("44 111"), "{seen:?}");
+        std::fs::write(&resize, "")?;
+        stdin.write_all(b"until stty size | grep '^22 77$'; do sleep 0.1; done; echo $((6*9))\n").await?;
+        read_until(&mut stdout, &mut seen, "\r\n54\r\n").await?;
         stdin.write_all(b"\x10\x11").await?;
         read_until(&mut stdout, &mut seen, "code 0").await?;
         ensure!(seen.contains("detached"), "{seen:?}");
@@ -190,7 +238,7 @@ fn a_terminal_has_its_size_and_is_left_with_keys() {
     });
 }
 
-async fn read_until(from: &mut tokio::process::ChildStdout, seen: &mut String, wanted: &str) -> Result<()> {
+async fn read_until(from: &mut ChildStdout, seen: &mut String, wanted: &str) -> Result<()> {
     let mut piece = [0; 4096];
     while !seen.contains(wanted) {
         let count = timeout(PATIENCE, from.read(&mut piece))
@@ -202,39 +250,42 @@ async fn read_until(from: &mut tokio::process::ChildStdout, seen: &mut String, w
     Ok(())
 }
 
+/// `berth port-forward web`, and where it listens for each port.
+async fn forward(node: &Node, ports: &[&str]) -> Result<(Child, Vec<String>)> {
+    let mut command = node.berth_command(&[&["port-forward", "web"], ports].concat())?;
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let mut addresses = Vec::new();
+    for _ in ports {
+        let line = timeout(PATIENCE, lines.next_line()).await??.context("no line")?;
+        addresses.push(line.split_whitespace().nth(1).context(line.clone())?.to_owned());
+    }
+    Ok((child, addresses))
+}
+
+async fn ask(address: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await??;
+    Ok(answer)
+}
+
 #[test]
 fn ports_are_forwarded_until_it_is_ended() {
     on_node(async |node| {
-        run(
-            node,
-            &[],
-            &pod("web", "Always", "mkdir /w; echo page > /w/index.html; exec httpd -f -p 80 -h /w"),
-        )
-        .await?;
-        let mut command = node.berth_command(&["port-forward", "web", ":80", ":81"])?;
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
-        let mut address = async || -> Result<String> {
-            let line = timeout(PATIENCE, lines.next_line()).await??.context("no line")?;
-            Ok(line.split_whitespace().nth(1).context(line.clone())?.to_owned())
-        };
-        let (open, closed) = (address().await?, address().await?);
-        let ask = async |address: &str| -> Result<String> {
-            let mut stream = TcpStream::connect(address).await?;
-            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
-            let mut answer = String::new();
-            timeout(PATIENCE, stream.read_to_string(&mut answer)).await??;
-            Ok(answer)
-        };
-        ensure!(ask(&closed).await.unwrap_or_default().is_empty(), "nobody listens there");
+        run(node, &[], &pod("web", "Always", PAGE)).await?;
+        let (mut child, addresses) = forward(node, &[":80", ":81"]).await?;
+        let (open, closed) = (&addresses[0], &addresses[1]);
+        ensure!(ask(closed).await.unwrap_or_default().is_empty(), "nobody listens there");
         wait_until("the page", PATIENCE, async || {
             // One that was refused has ended nothing.
-            let answer = ask(&open).await?;
+            let answer = ask(open).await?;
             ensure!(answer.ends_with("page\n"), "{answer}");
             Ok(())
         })
         .await?;
-        let answers = futures::future::join_all((0..20).map(|_| ask(&open))).await;
+        let answers = futures::future::join_all((0..20).map(|_| ask(open))).await;
         ensure!(
             answers.iter().all(|answer| answer.as_ref().is_ok_and(|text| text.ends_with("page\n"))),
             "{answers:?}"

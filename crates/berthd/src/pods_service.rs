@@ -31,6 +31,12 @@ pub(crate) struct PodsHandlers {
     pub(crate) stopping: CancellationToken,
 }
 
+impl PodsHandlers {
+    fn stream_url(&self, url: String, tty: bool) -> StreamUrl {
+        StreamUrl { url, tty, certificate: self.streaming.certificate().unwrap_or_default().to_vec() }
+    }
+}
+
 /// A request's pod.
 fn key(pod: Option<PodRef>) -> Result<Key, Status> {
     let PodRef { namespace, name } = pod.unwrap_or_default();
@@ -169,7 +175,7 @@ impl PodsService for PodsHandlers {
         let options = StreamOptions { stdin, stdout: true, stderr: !tty, tty };
         let handler = move |client| streams::exec(manager, id, command, options, client);
         let url = self.streaming.exec(options, handler).map_err(Coded::into_status)?;
-        Ok(Response::new(StreamUrl { url, tty }))
+        Ok(Response::new(self.stream_url(url, tty)))
     }
 
     async fn attach(&self, request: Request<AttachToPodRequest>) -> Result<Response<StreamUrl>, Status> {
@@ -179,7 +185,7 @@ impl PodsService for PodsHandlers {
         let options = StreamOptions { stdin, stdout: true, stderr: !tty, tty };
         let handler = move |client| streams::attach(manager, id, options, client);
         let url = self.streaming.attach(options, handler).map_err(Coded::into_status)?;
-        Ok(Response::new(StreamUrl { url, tty }))
+        Ok(Response::new(self.stream_url(url, tty)))
     }
 
     async fn port_forward(
@@ -195,6 +201,6 @@ impl PodsService for PodsHandlers {
             async move { dialer.connect(port).await }
         };
         let url = self.streaming.port_forward(ports, connect).map_err(Coded::into_status)?;
-        Ok(Response::new(StreamUrl { url, tty: false }))
+        Ok(Response::new(self.stream_url(url, false)))
     }
 }

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -79,7 +80,8 @@ impl Session {
 struct Shared {
     tokens: Tokens<Session>,
     address: SocketAddr,
-    scheme: &'static str,
+    /// With TLS.
+    certificate: Option<CertificateDer<'static>>,
 }
 
 /// Hands out URLs. Clones are the same.
@@ -98,12 +100,11 @@ impl Streaming {
     /// # Errors
     /// The address cannot be had, or the certificate not be used.
     pub async fn start(config: StreamingConfig) -> Result<(Self, Server), StartError> {
-        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let (tls, certificate) = config.tls.as_ref().map(tls::acceptor).transpose()?.unzip();
         let listen = |source| StartError::Listen { address: config.address, source };
         let listener = TcpListener::bind(config.address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let streaming = Self(Arc::new(Shared { tokens: Tokens::default(), address, scheme }));
+        let streaming = Self(Arc::new(Shared { tokens: Tokens::default(), address, certificate }));
         let server = Server { listener, tls, streaming: streaming.clone(), config };
         Ok((streaming, server))
     }
@@ -112,6 +113,12 @@ impl Streaming {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.address
+    }
+
+    /// The certificate that clients see, DER; absent without TLS. Who has it from here need not trust anybody else.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&[u8]> {
+        self.0.certificate.as_deref()
     }
 
     /// The URL of an exec that `handler` will do. Good once, for a minute; then the handler is dropped.
@@ -146,7 +153,8 @@ impl Streaming {
     }
 
     fn url(&self, session: Session) -> Result<String, SessionError> {
-        let Shared { tokens, address, scheme } = &*self.0;
+        let Shared { tokens, address, certificate } = &*self.0;
+        let scheme = if certificate.is_some() { "https" } else { "http" };
         let path = session.path();
         let token = tokens.put(session)?;
         Ok(format!("{scheme}://{address}/{path}/{token}"))

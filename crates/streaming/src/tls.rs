@@ -9,13 +9,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::config::{StartError, TlsConfig};
 
-pub(crate) fn acceptor(config: &TlsConfig) -> Result<TlsAcceptor, StartError> {
+/// What makes connections TLS ones, and the certificate that they see.
+pub(crate) fn acceptor(config: &TlsConfig) -> Result<(TlsAcceptor, CertificateDer<'static>), StartError> {
     let certificates = CertificateDer::pem_slice_iter(&config.certificates)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|source| StartError::Pem { what: "certificate", source })?;
-    if certificates.is_empty() {
-        return Err(StartError::NoCertificate);
-    }
+    let own = certificates.first().cloned().ok_or(StartError::NoCertificate)?;
     let key = PrivateKeyDer::from_pem_slice(&config.key)
         .map_err(|source| StartError::Pem { what: "key", source })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -25,5 +24,5 @@ pub(crate) fn acceptor(config: &TlsConfig) -> Result<TlsAcceptor, StartError> {
         .with_single_cert(certificates, key)?;
     // An upgrade is HTTP/1.1's.
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(server).into())
+    Ok((Arc::new(server).into(), own))
 }

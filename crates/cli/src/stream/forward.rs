@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use berth_cri::berth::v1::{PodRef, PortForwardToPodRequest};
+use berth_cri::berth::v1::{PodRef, PortForwardToPodRequest, StreamUrl};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -58,9 +58,9 @@ fn ports(text: &str) -> Result<(u16, u16), Error> {
     }
 }
 
-async fn url(client: &Client, pod: &PodRef, port: u16) -> Result<String, Error> {
+async fn url(client: &Client, pod: &PodRef, port: u16) -> Result<StreamUrl, Error> {
     let request = PortForwardToPodRequest { pod: Some(pod.clone()), ports: vec![port.into()] };
-    Ok(client.pods().port_forward(request).await.map_err(client.failed())?.into_inner().url)
+    Ok(client.pods().port_forward(request).await.map_err(client.failed())?.into_inner())
 }
 
 /// Ends only with an error.
@@ -81,7 +81,7 @@ async fn serve(client: Client, pod: PodRef, listener: TcpListener, port: u16) ->
 
 async fn forward(client: &Client, pod: &PodRef, mut stream: TcpStream, port: u16) -> Result<(), Error> {
     let url = url(client, pod, port).await?;
-    let (receiver, sender) = socket::connect(&url, PROTOCOL).await?;
+    let (receiver, sender) = socket::connect(url, PROTOCOL).await?;
     let (from, to) = stream.split();
     tokio::select! {
         ended = receive(receiver, to) => ended,

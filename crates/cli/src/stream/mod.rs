@@ -5,8 +5,9 @@ mod keys;
 mod session;
 mod socket;
 pub(crate) mod terminal;
+mod tls;
 
-use berth_cri::berth::v1::{AttachToPodRequest, ExecInPodRequest, StreamUrl};
+use berth_cri::berth::v1::{AttachToPodRequest, ExecInPodRequest};
 
 use crate::args::{Attach, Exec};
 use crate::client::Client;
@@ -28,8 +29,8 @@ pub(crate) async fn exec(client: Client, args: Exec) -> Result<u8, Error> {
         stdin: args.stdin,
         tty: args.tty,
     };
-    let answer = client.pods().exec(request).await.map_err(client.failed())?.into_inner();
-    let session = Session { url: answer.url, stdin: args.stdin, tty: args.tty, detach: None };
+    let url = client.pods().exec(request).await.map_err(client.failed())?.into_inner();
+    let session = Session { url, stdin: args.stdin, tty: args.tty, detach: None };
     match session.run().await? {
         Ended::Exited(code) => Ok(code),
         Ended::Detached => Ok(0),
@@ -53,9 +54,9 @@ pub(crate) async fn attach_to(
 ) -> Result<u8, Error> {
     let keys = Keys::parse(detach_keys)?;
     let stdin = request.stdin;
-    let StreamUrl { url, tty } = client.pods().attach(request).await.map_err(client.failed())?.into_inner();
+    let url = client.pods().attach(request).await.map_err(client.failed())?.into_inner();
     // Without a terminal at this end the container's is not for keys.
-    let tty = tty && terminal::is_terminal();
+    let tty = url.tty && terminal::is_terminal();
     let session = Session { url, stdin, tty, detach: tty.then_some(keys) };
     match session.run().await? {
         Ended::Exited(code) => Ok(code),

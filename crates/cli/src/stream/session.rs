@@ -1,5 +1,6 @@
 //! One exec or attach, between the person's streams and the container's.
 
+use berth_cri::berth::v1::StreamUrl;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, stderr, stdin, stdout};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +25,7 @@ const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
 pub(super) struct Session {
-    pub(super) url: String,
+    pub(super) url: StreamUrl,
     pub(super) stdin: bool,
     pub(super) tty: bool,
     /// What leaves the container to itself.
@@ -37,8 +38,8 @@ pub(super) enum Ended {
 }
 
 impl Session {
-    pub(super) async fn run(self) -> Result<Ended, Error> {
-        let (receiver, sender) = socket::connect(&self.url, PROTOCOL).await?;
+    pub(super) async fn run(mut self) -> Result<Ended, Error> {
+        let (receiver, sender) = socket::connect(std::mem::take(&mut self.url), PROTOCOL).await?;
         let _raw = if self.tty && self.stdin { Some(Terminal::raw()?) } else { None };
         // The terminal is put back before the process ends.
         let mut ended = signal(SignalKind::terminate()).map_err(Error::Terminal)?;
