@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use berth_cri::berth::v1::{
-    AddEphemeralRequest, ListPodsRequest, Manifest, Pod, RemovePodRequest, RunRequest, WatchPodsRequest,
-    WatchPodsResponse, pod::Phase, pod_container::Kind, watch_pods_response::What,
+    AddEphemeralRequest, GetTimelineRequest, ListPodsRequest, Manifest, Pod, RemovePodRequest, RunRequest,
+    WatchPodsRequest, WatchPodsResponse, pod::Phase, pod_container::Kind, watch_pods_response::What,
 };
 use berth_tests::{
     Node, PATIENCE,
@@ -162,13 +162,30 @@ spec:
 }
 
 #[test]
-fn after_a_reboot_pods_start_anew() {
+fn after_a_reboot_pods_run_again_except_those_that_may_run_only_once() {
     on_node(async |node| {
         node.run_manifest(&sleeping("web")).await?;
+        let once = sleeping("once").replace("spec:", "spec:\n  restartPolicy: Never");
+        node.run_manifest(&once).await?;
         let before = node.wait_ready("web").await?;
+        node.wait_ready("once").await?;
+        let request = GetTimelineRequest { pod: before.pod.clone() };
+        let first = node.pods().get_timeline(request.clone()).await?.into_inner();
         node.reboot().await?;
         let after = node.wait_ready("web").await?;
         ensure!(after.uid == before.uid && after.sandbox_id != before.sandbox_id, "{after:#?}");
+        let main = container(&after, "main")?;
+        ensure!(
+            main.restarts == 1 && main.last.as_ref().is_some_and(|last| last.exit_code == 255),
+            "{main:#?}"
+        );
+        let timeline = node.pods().get_timeline(request).await?.into_inner();
+        ensure!(
+            first.ready > 0 && timeline.began > first.ready && timeline.ready > timeline.began,
+            "{timeline:#?}"
+        );
+        let lost = node.manifest_pod("once").await?;
+        ensure!(lost.phase() == Phase::Failed && lost.reason == "SandboxLost", "{lost:#?}");
         Ok(())
     });
 }
@@ -290,12 +307,16 @@ fn a_watcher_that_comes_back_misses_nothing() {
         let begun = watched(&mut stream, |what| matches!(what, What::Synced(_))).await?;
         ensure!(begun.len() == 2, "the pod and the mark: {begun:?}");
         let seen = begun.last().context("nothing")?.generation;
-        drop(stream);
         node.pods().remove(RemovePodRequest { pod: reference("one"), stop: true }).await?;
         node.run_manifest(&sleeping("two")).await?;
-        let mut stream = node.pods().watch(WatchPodsRequest { since: seen, pod: None }).await?.into_inner();
         let ready = |what: &What| matches!(what, What::Pod(pod) if pod.pod == reference("two") && berth_tests::manifest::has(pod, "Ready"));
-        let missed = watched(&mut stream, ready).await?;
+        let followed = watched(&mut stream, ready).await?;
+        let mut again = node.pods().watch(WatchPodsRequest { since: seen, pod: None }).await?.into_inner();
+        let missed = watched(&mut again, ready).await?;
+        ensure!(missed == followed, "{missed:#?}\n{followed:#?}");
+        let generations: Vec<_> = missed.iter().map(|one| one.generation).collect();
+        let all = (seen + 1..).take(missed.len());
+        ensure!(generations.iter().copied().eq(all), "one is left out after {seen}: {generations:?}");
         let removed = |one: &WatchPodsResponse| matches!(&one.what, Some(What::Removed(pod)) if Some(pod) == reference("one").as_ref());
         ensure!(missed.iter().any(removed), "{missed:?}");
         Ok(())

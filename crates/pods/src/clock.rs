@@ -26,6 +26,11 @@ pub(crate) fn to_unix(time: Time) -> i64 {
     }
 }
 
+/// How long ago it was by the clock on the wall; nothing for what is yet to come.
+pub(crate) fn since(unix_nanos: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(unix().saturating_sub(unix_nanos)).unwrap_or_default())
+}
+
 pub(crate) fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }

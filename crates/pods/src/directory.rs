@@ -7,16 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use berth_cri::berth::v1::{Pod, PodEvent, PodRef};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
-use crate::record::Plan;
+use crate::record::{History, Plan};
 use crate::task::Message;
-use crate::timeline::Span;
 use crate::{Error, clock};
 
 /// Namespace and name.
 pub type Key = (String, String);
 
-/// Removals that a watcher may be behind; one that is further behind is told what there is.
-const REMOVALS: usize = 1024;
+/// Changes that a watcher may be behind; one that is further behind is told what there is.
+const CHANGES: usize = 256;
 
 /// Events that are kept of a pod.
 const EVENTS: usize = 128;
@@ -32,8 +31,7 @@ pub(crate) struct Entry {
     /// Rung when something may have happened to its sandbox.
     pub(crate) bell: Arc<Notify>,
     pub(crate) state: Arc<Pod>,
-    pub(crate) spans: Arc<Vec<Span>>,
-    pub(crate) ready_at: i64,
+    pub(crate) history: Arc<History>,
     pub(crate) events: VecDeque<PodEvent>,
 }
 
@@ -49,19 +47,25 @@ struct Inner {
     pods: BTreeMap<Key, Entry>,
     generation: u64,
     /// Newest last.
-    removed: VecDeque<(u64, Key)>,
-    /// Of all removals up to this generation nothing is known any more.
+    changes: VecDeque<(u64, Change)>,
+    /// Of changes up to this generation nothing is known any more.
     forgotten: u64,
 }
 
-/// What changed since a generation.
-#[derive(Debug, Default)]
-pub(crate) struct Changes {
-    pub(crate) generation: u64,
-    pub(crate) pods: Vec<Arc<Pod>>,
-    pub(crate) removed: Vec<(u64, PodRef)>,
-    /// `pods` is all there is.
-    pub(crate) is_everything: bool,
+/// What became of a pod.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    State(Arc<Pod>),
+    Removed(Key),
+}
+
+/// What happened since a generation.
+#[derive(Debug)]
+pub(crate) enum Since {
+    /// One change after another, each with its generation.
+    Changes(Vec<(u64, Change)>),
+    /// Nobody knows any more: all that there is now.
+    Everything { pods: Vec<Arc<Pod>>, generation: u64 },
 }
 
 impl Default for Directory {
@@ -72,7 +76,7 @@ impl Default for Directory {
             inner: Mutex::new(Inner {
                 pods: BTreeMap::new(),
                 generation,
-                removed: VecDeque::new(),
+                changes: VecDeque::new(),
                 forgotten: generation,
             }),
             generation: watch::Sender::new(generation),
@@ -119,8 +123,9 @@ impl Directory {
         let generation = inner.generation;
         if let Some(entry) = inner.pods.get_mut(key) {
             change(entry, generation);
+            let state = Change::State(Arc::clone(&entry.state));
+            self.changed(&mut inner, state);
         }
-        self.generation.send_replace(generation);
     }
 
     pub(crate) fn remove(&self, key: &Key) {
@@ -129,34 +134,30 @@ impl Directory {
             return;
         }
         inner.generation += 1;
-        let generation = inner.generation;
-        inner.removed.push_back((generation, key.clone()));
-        if inner.removed.len() > REMOVALS
-            && let Some((forgotten, _)) = inner.removed.pop_front()
+        self.changed(&mut inner, Change::Removed(key.clone()));
+    }
+
+    /// Notes what happened with the present generation, and tells everybody.
+    fn changed(&self, inner: &mut Inner, change: Change) {
+        inner.changes.push_back((inner.generation, change));
+        if inner.changes.len() > CHANGES
+            && let Some((forgotten, _)) = inner.changes.pop_front()
         {
             inner.forgotten = forgotten;
         }
-        self.generation.send_replace(generation);
+        self.generation.send_replace(inner.generation);
     }
 
-    /// What is different from what a watcher has seen.
-    pub(crate) fn since(&self, seen: u64) -> Changes {
+    /// What a watcher has not seen yet.
+    pub(crate) fn since(&self, seen: u64) -> Since {
         let inner = self.lock();
-        // One that counts on from another daemon's number may have missed removals as well.
-        let is_everything = seen < inner.forgotten;
-        let seen = if is_everything { 0 } else { seen };
-        let changed = inner.pods.values().filter(|entry| entry.state.generation > seen);
-        let mut pods: Vec<_> = changed.map(|entry| Arc::clone(&entry.state)).collect();
-        pods.sort_by_key(|pod| pod.generation);
-        let removed = inner.removed.iter().filter(|(at, _)| *at > seen && !is_everything);
-        // What was removed and made anew is there.
-        let removed = removed.filter(|(_, key)| !inner.pods.contains_key(key));
-        Changes {
-            generation: inner.generation,
-            pods,
-            removed: removed.map(|(at, key)| (*at, reference(key))).collect(),
-            is_everything,
+        // One that counts on from another daemon's number may have missed anything.
+        if seen < inner.forgotten {
+            let pods = inner.pods.values().map(|entry| Arc::clone(&entry.state)).collect();
+            return Since::Everything { pods, generation: inner.generation };
         }
+        let first = inner.changes.partition_point(|(generation, _)| *generation <= seen);
+        Since::Changes(inner.changes.range(first..).cloned().collect())
     }
 
     /// Changes when anything does.

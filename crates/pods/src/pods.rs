@@ -233,8 +233,7 @@ impl Pods {
             mailbox,
             bell: Arc::clone(&bell),
             state: Arc::new(state),
-            spans: Arc::default(),
-            ready_at: 0,
+            history: Arc::default(),
             events: std::collections::VecDeque::new(),
         };
         self.0.directory.add(key.clone(), entry).map_err(|_| exists(&key))?;
@@ -362,7 +361,7 @@ impl Pods {
     pub fn timeline(&self, pod: &Key) -> Result<PodTimeline, Error> {
         let entry = self.0.directory.get(pod)?;
         let now = if entry.state.finished_at == 0 { clock::unix() } else { entry.state.finished_at };
-        Ok(timeline::wire(&entry.spans, entry.plan.record.created_at, entry.ready_at, now))
+        Ok(timeline::wire(&entry.history, now))
     }
 
     /// The images that pods name, which they may need again.

@@ -8,6 +8,7 @@ use berth_store::json_record;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::clock;
 use crate::timeline::Span;
 
 /// A pod's manifest. By uid.
@@ -46,9 +47,23 @@ json_record!(ProgressRecord, "manifest-pod-progress", 1);
 pub(crate) struct History {
     /// When each condition became what it is: by `Condition::ALL`.
     pub(crate) conditions: Vec<(bool, i64)>,
+    /// When the start began that `ready_at` and `spans` are of: the pod's first, or the first since the machine's boot.
+    pub(crate) began_at: i64,
     pub(crate) ready_at: i64,
     pub(crate) finished_at: i64,
     pub(crate) spans: Vec<Span>,
+}
+
+impl History {
+    pub(crate) fn new(now: i64) -> Self {
+        Self { began_at: now, ..Self::default() }
+    }
+
+    /// The start that it told of is the machine's boot before's.
+    pub(crate) fn starts_anew(&mut self) {
+        let conditions = std::mem::take(&mut self.conditions);
+        *self = Self { conditions, ..Self::new(clock::unix()) };
+    }
 }
 
 /// How many ids a pod with users of its own gets, as kubelet has it.

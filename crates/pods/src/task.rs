@@ -82,11 +82,14 @@ impl Task {
         let now = clock::boottime();
         let (telling, told) = Telling::new();
         let (sequence, history) = match progress {
-            Some(progress) if progress.boot_id == node.boot_id || progress.sequence.is_over() => {
+            Some(mut progress) => {
+                if progress.boot_id != node.boot_id && !progress.sequence.is_over() {
+                    progress.sequence.rebooted(clock::since(plan.record.created_at), now);
+                    progress.history.starts_anew();
+                }
                 (progress.sequence, progress.history)
             }
-            // Nothing is left of what a boot before this one had started, and its times mean nothing.
-            Some(_) | None => (Sequence::new(plan::plan(&plan.pod), now), History::default()),
+            None => (Sequence::new(plan::plan(&plan.pod), now), History::new(plan.record.created_at)),
         };
         let mut task = Self {
             status: sequence.status(),
@@ -422,8 +425,7 @@ impl Task {
         self.node.directory.publish(&self.key, |entry, generation| {
             entry.state = Arc::new(wire::pod(parts, generation));
             entry.plan = Arc::clone(&self.plan);
-            entry.spans = Arc::new(self.history.spans.clone());
-            entry.ready_at = self.history.ready_at;
+            entry.history = Arc::new(self.history.clone());
         });
     }
 

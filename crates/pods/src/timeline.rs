@@ -7,6 +7,8 @@ use berth_sandbox_manager::ContainerKind;
 use berth_sandbox_manager::sequence::{Sequence, Stage};
 use serde::{Deserialize, Serialize};
 
+use crate::record::History;
+
 /// Something that took time. Nanoseconds since the epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Span {
@@ -139,7 +141,8 @@ fn waited_for(spans: &[Span], began: i64, until: i64) -> Vec<bool> {
 }
 
 /// As the service tells it. `now` stands for an end that has not come.
-pub(crate) fn wire(spans: &[Span], began: i64, ready: i64, now: i64) -> PodTimeline {
+pub(crate) fn wire(history: &History, now: i64) -> PodTimeline {
+    let History { began_at: began, ready_at: ready, ref spans, .. } = *history;
     let until = if ready > 0 { ready } else { now };
     let waited = waited_for(spans, began, until);
     let worth = |span: &Span| span.ended == 0 || span.ended - span.began >= NOTHING;

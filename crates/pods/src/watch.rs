@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use berth_cri::berth::v1::{Pod, PodRef, Synced, WatchPodsResponse, watch_pods_response::What};
+use berth_cri::berth::v1::{Pod, Synced, WatchPodsResponse, watch_pods_response::What};
 use tokio::sync::watch;
 
-use crate::directory::Key;
+use crate::directory::{Change, Key, Since, reference};
 use crate::node::Node;
 
 /// A watcher's place.
@@ -28,31 +28,45 @@ impl Watch {
     pub async fn next(&mut self) -> Vec<WatchPodsResponse> {
         loop {
             self.changes.mark_unchanged();
-            let changes = self.node.directory.since(self.seen);
-            self.seen = changes.generation;
-            let wanted = |pod: &Option<PodRef>| match (&self.pod, pod) {
-                (Some((namespace, name)), Some(pod)) => *namespace == pod.namespace && *name == pod.name,
-                (None, _) => true,
-                (Some(_), None) => false,
-            };
-            let whats = changes.pods.into_iter().filter(|pod| wanted(&pod.pod));
-            let whats = whats.map(|pod| (pod.generation, What::Pod(Pod::clone(&pod))));
-            let removed = changes.removed.into_iter().filter(|(_, pod)| wanted(&Some(pod.clone())));
-            let removed = removed.map(|(at, pod)| (at, What::Removed(pod)));
-            // In order, so that whoever stops in the middle can go on from there.
-            let mut whats: Vec<_> = whats.chain(removed).collect();
-            whats.sort_by_key(|(generation, _)| *generation);
-            let synced = changes.is_everything.then_some(What::Synced(Synced {}));
-            let synced = synced.map(|synced| (changes.generation, synced));
-            let all = whats.into_iter().chain(synced);
-            let all: Vec<_> =
-                all.map(|(generation, what)| WatchPodsResponse { generation, what: Some(what) }).collect();
-            if !all.is_empty() {
-                return all;
+            let mut told = self.unseen();
+            if let Some(last) = told.last() {
+                self.seen = last.generation;
+            }
+            told.retain(|told| self.is_wanted(told));
+            if !told.is_empty() {
+                return told;
             }
             if self.changes.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// In order, so that whoever stops in the middle can go on from there.
+    fn unseen(&self) -> Vec<WatchPodsResponse> {
+        let told = |(generation, what)| WatchPodsResponse { generation, what: Some(what) };
+        match self.node.directory.since(self.seen) {
+            Since::Changes(changes) => {
+                let what = |change| match change {
+                    Change::State(pod) => What::Pod(Pod::clone(&pod)),
+                    Change::Removed(key) => What::Removed(reference(&key)),
+                };
+                changes.into_iter().map(|(generation, change)| told((generation, what(change)))).collect()
+            }
+            Since::Everything { pods, generation } => {
+                // Whoever stops before the end does not know yet what is gone, and has to begin anew.
+                let pods = pods.iter().map(|pod| told((self.seen, What::Pod(Pod::clone(pod)))));
+                pods.chain([told((generation, What::Synced(Synced {})))]).collect()
+            }
+        }
+    }
+
+    fn is_wanted(&self, told: &WatchPodsResponse) -> bool {
+        let pod = match &told.what {
+            Some(What::Pod(pod)) => pod.pod.as_ref(),
+            Some(What::Removed(pod)) => Some(pod),
+            Some(What::Synced(_)) | None => return true,
+        };
+        self.pod.as_ref().is_none_or(|key| pod == Some(&reference(key)))
     }
 }

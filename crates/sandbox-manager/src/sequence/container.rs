@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::backoff::{Backoff, RECOVERED};
-use super::plan::{PlannedContainer, ProbeKind};
+use super::plan::{PlannedContainer, ProbeKind, RestartPolicy};
 use super::probe::{Probe, Verdict};
+use super::settle::should_restart;
 use super::{Hook, Time};
 use crate::ContainerKind;
 
@@ -120,6 +121,11 @@ impl Life {
     /// There is, or may be, a process of it.
     pub(super) fn is_alive(&self) -> bool {
         matches!(self.state, State::Starting | State::Running(_))
+    }
+
+    /// A process of it may have done something.
+    pub(super) fn has_run(&self) -> bool {
+        self.is_alive() || self.attempt > 0 || matches!(self.state, State::Terminated { .. })
     }
 
     pub(super) fn is_sidecar(&self) -> bool {
@@ -249,12 +255,11 @@ impl Life {
             State::Waiting(Waiting::Backoff { until, reason: "CrashLoopBackOff".to_owned(), message });
     }
 
-    /// In a new sandbox.
-    pub(super) fn begin_again(&mut self) {
+    /// In a new sandbox. What is done is done, but for init containers: what they prepared may be gone.
+    pub(super) fn begin_again(&mut self, policy: RestartPolicy) {
         match &self.state {
             State::Terminated { ended, .. } => {
-                // Nobody is attached to an ephemeral container any more.
-                if self.planned.kind == ContainerKind::Ephemeral {
+                if self.planned.kind != ContainerKind::Init && !should_restart(self, policy) {
                     return;
                 }
                 self.last = Some(ended.clone());

@@ -106,6 +106,9 @@ pub enum Hook {
 pub struct Sequence {
     plan: Plan,
     began: Time,
+    /// How old the pod was when it began: more than nothing after a reboot, with which the clock begins anew.
+    #[serde(default)]
+    age: Time,
     sandbox: Sandbox,
     /// As in the plan: `startup`, `standard`, then the ephemeral ones as they were added.
     lives: Vec<Life>,
@@ -141,7 +144,16 @@ impl Sequence {
             backoff: backoff::Backoff::default(),
             error: None,
         };
-        Self { plan, began: now, sandbox, lives, initialized: false, stopping: None, eviction: None }
+        Self {
+            plan,
+            began: now,
+            age: Time::ZERO,
+            sandbox,
+            lives,
+            initialized: false,
+            stopping: None,
+            eviction: None,
+        }
     }
 
     /// What the pod was planned to be.
@@ -226,6 +238,7 @@ impl Sequence {
 
     fn sandbox_lost(&mut self, now: Time) {
         let Sandbox::Up { attempt } = self.sandbox else { return };
+        let has_run = self.lives.iter().any(Life::has_run);
         for life in &mut self.lives {
             if life.is_alive() {
                 life.exited(Ended::lost(), now);
@@ -235,7 +248,8 @@ impl Sequence {
             self.sandbox = Sandbox::Gone;
             return;
         }
-        if self.plan.restart_policy == RestartPolicy::Never {
+        let policy = self.plan.restart_policy;
+        if policy == RestartPolicy::Never && has_run {
             self.sandbox = Sandbox::Gone;
             return self.begin_stop(Cause::SandboxLost, Time::ZERO, now);
         }
@@ -248,8 +262,14 @@ impl Sequence {
         };
         self.initialized = false;
         for life in &mut self.lives {
-            life.begin_again();
+            life.begin_again(policy);
         }
+    }
+
+    /// When the pod is older than it may get.
+    fn expires_at(&self) -> Option<Time> {
+        let left = self.plan.active_deadline?.saturating_sub(self.age);
+        Some(self.began + left)
     }
 
     /// When to look again though nothing happens; `None`: never. `now` is when it was looked at last: what was due then
@@ -259,10 +279,9 @@ impl Sequence {
             Sandbox::Wanted { not_before, .. } => Some(*not_before),
             _ => None,
         };
-        let deadline = match (&self.stopping, self.plan.active_deadline) {
-            (Some(stopping), _) => (!stopping.killed).then_some(stopping.deadline),
-            (None, Some(deadline)) => Some(self.began + deadline),
-            (None, None) => None,
+        let deadline = match &self.stopping {
+            Some(stopping) => (!stopping.killed).then_some(stopping.deadline),
+            None => self.expires_at(),
         };
         let times = self.lives.iter().flat_map(Life::wake_times).chain(sandbox).chain(deadline);
         times.filter(|time| *time > now).min()

@@ -1,4 +1,4 @@
-//! Going on after the daemon was away: what was asked for and not answered is asked for again.
+//! Going on after the daemon was away, or the machine: what was asked for and not answered is asked for again.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,21 @@ pub enum Found {
 }
 
 impl Sequence {
+    /// The machine was booted anew: the clock begins again, and nothing is left of what was started. `age`: the pod's.
+    /// [`Sequence::resume`] follows.
+    pub fn rebooted(&mut self, age: Time, now: Time) {
+        (self.age, self.began) = (age, now);
+        if let Sandbox::Wanted { not_before, .. } = &mut self.sandbox {
+            *not_before = now;
+        }
+        for life in &mut self.lives {
+            if let State::Terminated { at, .. } = &mut life.state {
+                // Before the boot: no nearer time is known any more.
+                *at = Time::ZERO;
+            }
+        }
+    }
+
     /// Compares what was written down with what there is, and says what is to be done now. `sandbox`: whether it is
     /// there. `found`: by name and attempt.
     pub fn resume(&mut self, sandbox: bool, found: impl Fn(&str, u32) -> Found, now: Time) -> Vec<Action> {

@@ -32,7 +32,7 @@ impl Sequence {
     /// Whether the pod is over by itself.
     fn decide_the_end(&mut self, now: Time) {
         let grace = self.plan.grace;
-        if self.plan.active_deadline.is_some_and(|deadline| now >= self.began + deadline) {
+        if self.expires_at().is_some_and(|expires| now >= expires) {
             return self.begin_stop(Cause::DeadlineExceeded, grace, now);
         }
         let never = self.plan.restart_policy == RestartPolicy::Never;
@@ -91,7 +91,7 @@ fn is_done(life: &Life, policy: RestartPolicy) -> bool {
     matches!(life.state, State::Terminated { .. }) && !should_restart(life, policy)
 }
 
-fn should_restart(life: &Life, policy: RestartPolicy) -> bool {
+pub(super) fn should_restart(life: &Life, policy: RestartPolicy) -> bool {
     let State::Terminated { ended, .. } = &life.state else { return false };
     match life.planned.kind {
         ContainerKind::Sidecar => true,

@@ -246,6 +246,16 @@ impl World {
         self.act(actions);
     }
 
+    /// The machine is booted anew, which takes two seconds of the new clock. `age`: the pod's.
+    fn reboot(&mut self, age: Time) {
+        self.events.clear();
+        self.alive.clear();
+        (self.sandbox, self.now) = (false, secs(2));
+        self.sequence.rebooted(age, self.now);
+        let actions = self.sequence.resume(false, |_, _| Found::Nothing, self.now);
+        self.act(actions);
+    }
+
     /// The seconds of the log's lines that say this.
     fn times(&self, what: &str) -> Vec<u64> {
         let lines = self.log.iter().filter_map(|line| line.split_once(' '));
@@ -639,6 +649,34 @@ fn a_lost_sandbox_is_made_anew_with_its_init_containers() {
     world.alive.clear();
     world.sequence.handle(Event::SandboxLost, world.now);
     assert_eq!((world.phase(), world.sequence.is_over()), (Phase::Failed, true));
+}
+
+#[test]
+fn a_reboot_ends_what_ran_and_does_nothing_again_that_was_done() {
+    let mut once = plan(&["i:setup", "once", "app"], RestartPolicy::OnFailure);
+    once.active_deadline = Some(secs(120));
+    let mut world = World::new(once, [("setup", runs(1, 0)), ("once", runs(5, 0))]);
+    world.run_until(100);
+    world.reboot(secs(100));
+    world.run_until(15);
+    // What init containers prepared may have been in memory.
+    assert_eq!((world.times("start setup"), world.times("start app")), (vec![0, 2], vec![1, 3]));
+    assert_eq!(world.times("start once"), [1]);
+    assert_eq!((world.container("app").restarts, world.container("once").restarts), (1, 0));
+    world.run_until(30);
+    assert_eq!(world.times("stop app within 30"), [22], "it goes on growing old");
+
+    let mut world = World::new(plan(&["job"], RestartPolicy::Never), []);
+    world.run_until(10);
+    world.reboot(secs(10));
+    assert_eq!((world.phase(), world.sequence.is_over()), (Phase::Failed, true));
+
+    let pulls = Behaviour { pull: secs(50), ..Behaviour::default() };
+    let mut world = World::new(plan(&["job"], RestartPolicy::Never), [("job", pulls)]);
+    world.run_until(10);
+    world.reboot(secs(10));
+    world.run_until(60);
+    assert_eq!((world.times("start job"), world.phase()), (vec![52], Phase::Running), "none of it had run");
 }
 
 #[test]
