@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use berth_cri::berth::v1::{
     AddEphemeralRequest, GetTimelineRequest, ListPodsRequest, Manifest, Pod, RemovePodRequest, RunRequest,
-    WatchPodsRequest, WatchPodsResponse, pod::Phase, pod_container::Kind, watch_pods_response::What,
+    StopPodRequest, WatchPodsRequest, WatchPodsResponse, pod::Phase, pod_container::Kind,
+    watch_pods_response::What,
 };
 use berth_tests::{
     Node, PATIENCE,
@@ -186,6 +187,60 @@ fn after_a_reboot_pods_run_again_except_those_that_may_run_only_once() {
         );
         let lost = node.manifest_pod("once").await?;
         ensure!(lost.phase() == Phase::Failed && lost.reason == "SandboxLost", "{lost:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_power_loss_makes_nothing_run_twice() {
+    on_node(async |node| {
+        let counted = |name: &str, policy: &str, then: &str| {
+            let file = node.dir().join(name).display().to_string();
+            format!(
+                r#"apiVersion: v1
+kind: Pod
+metadata: {{ name: {name} }}
+spec:
+  restartPolicy: {policy}
+  terminationGracePeriodSeconds: 0
+  volumes: [{{ name: host, hostPath: {{ path: "{file}", type: FileOrCreate }} }}]
+  containers:
+  - name: main
+    image: busybox
+    command: [sh, -c, "echo once >> /count; {then}"]
+    volumeMounts: [{{ name: host, mountPath: /count }}]
+"#
+            )
+        };
+        let runs =
+            |name: &str| std::fs::read_to_string(node.dir().join(name)).map(|text| text.lines().count());
+        node.run_manifest(&counted("done", "OnFailure", "exit 0")).await?;
+        node.run_manifest(&counted("cut-off", "Never", "sleep 1000")).await?;
+        node.run_manifest(&counted("stopped", "Always", "sleep 1000")).await?;
+        node.run_manifest(&counted("service", "Always", "sleep 1000")).await?;
+        let succeeded = |pod: &Pod| {
+            ensure!(pod.phase() == Phase::Succeeded, "{pod:#?}");
+            Ok(())
+        };
+        node.wait_pod("done", succeeded).await?;
+        for name in ["cut-off", "stopped", "service"] {
+            node.wait_ready(name).await?;
+        }
+        node.pods().stop(StopPodRequest { pod: reference("stopped"), grace_seconds: None }).await?;
+        node.lose_power().await?;
+        let twice = |_: &Pod| {
+            ensure!(runs("service")? == 2);
+            Ok(())
+        };
+        node.wait_pod("service", twice).await?;
+        succeeded(&node.manifest_pod("done").await?)?;
+        for name in ["cut-off", "stopped"] {
+            let pod = node.manifest_pod(name).await?;
+            ensure!(pod.phase() == Phase::Failed, "{pod:#?}");
+        }
+        for name in ["done", "cut-off", "stopped"] {
+            ensure!(runs(name)? == 1, "{name}");
+        }
         Ok(())
     });
 }

@@ -1,5 +1,6 @@
 //! What all pods share.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use berth_image::Images;
@@ -41,16 +42,44 @@ impl Node {
         blocking(move || store.put(&record.uid, &record)).await
     }
 
-    pub(crate) async fn keep_progress(&self, uid: &str, record: ProgressRecord) -> Result<(), StoreError> {
-        let (store, uid) = (self.progress.clone(), uid.to_owned());
-        blocking(move || store.put(&uid, &record)).await
+    /// `lasting`: it must be true after a power loss as well. That takes a flush, so it is for what must not happen again.
+    pub(crate) async fn keep_progress(
+        &self,
+        uid: &str,
+        record: ProgressRecord,
+        lasting: bool,
+    ) -> Result<(), StoreError> {
+        let (manifests, progress, uid) = (self.manifests.clone(), self.progress.clone(), uid.to_owned());
+        blocking(move || {
+            if lasting {
+                manifests.put(&uid, &record)?;
+            }
+            progress.put(&uid, &record)
+        })
+        .await
+    }
+
+    /// All pods, each with how far it is known to have got.
+    pub(crate) async fn recorded(&self) -> Result<Vec<(ManifestRecord, Option<ProgressRecord>)>, StoreError> {
+        let (manifests, progress) = (self.manifests.clone(), self.progress.clone());
+        blocking(move || {
+            let mut newest: HashMap<String, ProgressRecord> = progress.load()?.into_iter().collect();
+            for (uid, lasting) in manifests.load::<ProgressRecord>()? {
+                if newest.get(&uid).is_none_or(|other| other.step < lasting.step) {
+                    newest.insert(uid, lasting);
+                }
+            }
+            let pods = manifests.load::<ManifestRecord>()?.into_iter();
+            Ok(pods.map(|(uid, record)| (record, newest.remove(&uid))).collect())
+        })
+        .await
     }
 
     pub(crate) async fn forget(&self, uid: &str) -> Result<(), StoreError> {
         let (manifests, progress, uid) = (self.manifests.clone(), self.progress.clone(), uid.to_owned());
         blocking(move || {
             progress.write(Batch::new().delete::<ProgressRecord>(&uid))?;
-            manifests.write(Batch::new().delete::<ManifestRecord>(&uid))
+            manifests.write(Batch::new().delete::<ManifestRecord>(&uid).delete::<ProgressRecord>(&uid))
         })
         .await
     }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::directory::{Directory, Entry, Key};
 use crate::facts::NodeFacts;
-use crate::node::{self, Node, blocking};
+use crate::node::{self, Node};
 use crate::record::{IDS, ManifestRecord, Plan, ProgressRecord};
 use crate::task::{Beginning, Message, Task};
 use crate::watch::Watch;
@@ -105,16 +105,11 @@ impl Pods {
     }
 
     async fn take_up(&self) -> Result<(), StoreError> {
-        let (manifests, progress) = (self.0.manifests.clone(), self.0.progress.clone());
-        let (records, progress) = blocking(move || {
-            Ok::<_, StoreError>((manifests.load::<ManifestRecord>()?, progress.load::<ProgressRecord>()?))
-        })
-        .await?;
-        let mut progress: std::collections::HashMap<_, _> = progress.into_iter().collect();
-        for (uid, record) in records {
+        for (record, progress) in self.0.recorded().await? {
+            let uid = record.uid.clone();
             match Plan::read(record) {
                 Ok(plan) => {
-                    if let Err(error) = self.begin(plan, progress.remove(&uid)) {
+                    if let Err(error) = self.begin(plan, progress) {
                         tracing::error!(uid, %error, "a pod is recorded twice; this one is left alone");
                     }
                 }

@@ -1,5 +1,5 @@
-//! What is kept of a pod: what it is to be, flushed to the disk, and how far it has got, which the machine's next boot
-//! has no use for.
+//! What is kept of a pod: what it is to be, flushed to the disk, and how far it has got, of which only some is flushed
+//! (see [`crate::node::Node::keep_progress`]).
 
 use berth_manifest::cri::Ids;
 use berth_manifest::{Configs, Manifests, Pod, Source, Strictness};
@@ -31,9 +31,11 @@ pub(crate) struct ManifestRecord {
 
 json_record!(ManifestRecord, "manifest-pod", 1);
 
-/// How far a pod has got. By uid.
+/// How far a pod has got. By uid; where it is written to last, and where a power loss leaves it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ProgressRecord {
+    /// Greater than in any record before.
+    pub(crate) step: u64,
     /// The boot that the sequence's times count from.
     pub(crate) boot_id: String,
     pub(crate) sequence: Sequence,

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_cri::berth::v1::{ImagePull, PodEvent};
+use berth_manifest::RestartPolicy;
 use berth_sandbox_manager::sequence::{
-    Action, Condition, ContainerState as SequenceState, Ended, Event, Found, Hook, PodStatus, ProbeKind,
-    Sequence, Stage,
+    Action, Condition, ContainerState as SequenceState, ContainerStatus, Ended, Event, Found, Hook,
+    PodStatus, ProbeKind, Sequence, Stage,
 };
 use berth_sandbox_manager::{ContainerKind, ContainerState, PodView, SandboxPhase};
 use serde_json::Value;
@@ -42,6 +43,8 @@ pub(crate) struct Task {
     plan: Arc<Plan>,
     sequence: Sequence,
     history: History,
+    /// Counts what was written of these.
+    step: u64,
     timeline: Timeline,
     status: PodStatus,
     mailbox: mpsc::Receiver<Message>,
@@ -81,6 +84,7 @@ impl Task {
         let Beginning { key, plan, progress, mailbox, bell } = beginning;
         let now = clock::boottime();
         let (telling, told) = Telling::new();
+        let step = progress.as_ref().map_or(0, |progress| progress.step);
         let (sequence, history) = match progress {
             Some(mut progress) => {
                 if progress.boot_id != node.boot_id && !progress.sequence.is_over() {
@@ -98,6 +102,7 @@ impl Task {
             plan,
             sequence,
             history,
+            step,
             timeline: Timeline::default(),
             mailbox,
             bell,
@@ -344,7 +349,7 @@ impl Task {
         self.note_backoffs(&before);
         if changed {
             self.remember();
-            self.persist().await;
+            self.persist(just_over || self.is_lasting(&before, &actions)).await;
             self.publish();
         }
         for action in actions {
@@ -399,13 +404,26 @@ impl Task {
         }
     }
 
-    async fn persist(&self) {
+    /// A pod that may not simply be run again: what it has begun and what it has done must be known after a power loss.
+    fn is_lasting(&self, before: &PodStatus, actions: &[Action]) -> bool {
+        let ended = |status: &PodStatus| {
+            let ended = |one: &&ContainerStatus| matches!(one.state, SequenceState::Terminated { .. });
+            status.containers.iter().filter(ended).count()
+        };
+        let begins = || actions.iter().any(|action| matches!(action, Action::Start { .. }));
+        self.plan.pod.restart_policy != RestartPolicy::Always
+            && (begins() || ended(before) != ended(&self.status))
+    }
+
+    async fn persist(&mut self, lasting: bool) {
+        self.step += 1;
         let record = ProgressRecord {
+            step: self.step,
             boot_id: self.node.boot_id.clone(),
             sequence: self.sequence.clone(),
             history: self.history.clone(),
         };
-        if let Err(error) = self.node.keep_progress(&self.plan.record.uid, record).await {
+        if let Err(error) = self.node.keep_progress(&self.plan.record.uid, record, lasting).await {
             // The pod goes on; should the daemon be killed now, a step is done twice.
             tracing::error!(pod = self.plan.label(), %error, "cannot write how far a pod has got");
         }

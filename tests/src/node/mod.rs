@@ -196,13 +196,25 @@ impl Node {
     /// What a reboot looks like to the next daemon: every process of the node is gone, mounts and interfaces with
     /// them, the state folder is empty, the kernel has another boot id. The daemon is started again.
     pub async fn reboot(&self) -> Result<()> {
+        self.go_down().await?;
+        self.start().await
+    }
+
+    /// A reboot after which nothing is there that was not flushed to the disk.
+    pub async fn lose_power(&self) -> Result<()> {
+        self.go_down().await?;
+        fs::remove_file(self.root().join("pods.redb")).context("losing what was not flushed")?;
+        self.start().await
+    }
+
+    async fn go_down(&self) -> Result<()> {
         self.kill9().await?;
         leak::sweep(self)?;
         fs::remove_dir_all(self.state()).context("emptying the state folder")?;
         let boot_id = self.dir.join("boot_id");
         fs::write(&boot_id, "5e1f0c7a-0000-4000-8000-00000000b007\n").context("writing another boot id")?;
         *lock(&self.boot_id) = Some(boot_id);
-        self.start().await
+        Ok(())
     }
 
     /// Runs the daemon's binary on a configuration file until it ends by itself: how it ended, and all it wrote.
