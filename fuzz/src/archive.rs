@@ -61,9 +61,28 @@ fn seeds() -> Vec<Vec<u8>> {
     archives.into_iter().map(Tar::finish).collect()
 }
 
-/// Changes an archive into another of at most `limit` bytes. `bytes` is the engine's own change of bytes in place: of
+/// What libFuzzer asks of a mutator: the archive in the first `size` bytes becomes another, of at most `limit` bytes, whose
+/// length is the answer. `engine`: its own, which changes bytes.
+pub fn mutate_in_place(
+    seeds: &[Vec<u8>],
+    data: &mut [u8],
+    size: usize,
+    limit: usize,
+    seed: u32,
+    engine: impl FnOnce(&mut [u8], usize, usize) -> usize,
+) -> usize {
+    let changed = mutate(seeds, &data[..size], limit, seed, |bytes, length| {
+        let limit = bytes.len();
+        engine(bytes, length, limit)
+    });
+    data[..changed.len()].copy_from_slice(&changed);
+    changed.len()
+}
+
+/// Changes an archive into another of at most `limit` bytes. `seeds`: archives to take entries from. `bytes` is the engine's own change of bytes in place: of
 /// the first so many of them into so many.
-pub fn mutate(
+fn mutate(
+    seeds: &[Vec<u8>],
     archive: &[u8],
     limit: usize,
     seed: u32,
@@ -74,7 +93,7 @@ pub fn mutate(
     let known = entries.len();
     match dice.below(8) {
         kind if kind == 0 || known == 0 => {
-            let (at, seed) = (dice.below(known + 1), dice.pick(&SEEDS));
+            let (at, seed) = (dice.below(known + 1), dice.pick(seeds));
             entries.splice(at..at, cut(seed).map(<[u8]>::to_vec));
         }
         1 => entries.insert(dice.below(known + 1), entries[dice.below(known)].clone()),
@@ -187,7 +206,7 @@ mod tests {
         let mut archive = Vec::new();
         let mut broken = 0;
         for seed in 0..5_000 {
-            archive = mutate(&archive, 8192, seed, |bytes, length| {
+            archive = mutate(&SEEDS, &archive, 8192, seed, |bytes, length| {
                 let at = seed as usize % length.max(1);
                 bytes[at] ^= 1 << (seed % 8);
                 length

@@ -210,6 +210,30 @@ fn a_pod_comes_heals_and_goes_in_the_right_order() {
 }
 
 #[test]
+fn attach_and_port_forward_reach_a_pod_through_kubelet() {
+    on_kubelet(Options::default(), async |_, kubelet| {
+        let mut echo = script("echo", "cat; echo the end >&2");
+        (echo["stdin"], echo["stdinOnce"]) = (json!(true), json!(true));
+        let page = script("page", "mkdir /w && echo page >/w/index.html && exec httpd -f -h /w");
+        let mut streams = pod("streams", &[], &[echo, page]);
+        streams["spec"]["restartPolicy"] = json!("Never");
+        kubelet.put("streams", &streams)?;
+        ready(kubelet, "streams", "page", 0).await?;
+        let request = b"GET / HTTP/1.0\r\n\r\n";
+        let answer = kubelet.port_forward("streams", 80, request).await?;
+        ensure!(answer.ends_with("\r\n\r\npage\n"), "{answer}");
+        let refused = kubelet.port_forward("streams", 81, request).await;
+        let refused = refused.err().context("nobody listens there")?.to_string();
+        ensure!(refused.contains("refused"), "{refused}");
+        let ran = kubelet.attach("streams", "echo", b"typed").await?;
+        ensure!(ran.stdout == "typed" && ran.stderr == "the end\n", "{ran:?}");
+        ensure!(ran.status.contains("Success"), "{ran:?}");
+        kubelet.take("streams")?;
+        forgotten(kubelet, "streams").await
+    });
+}
+
+#[test]
 fn a_log_is_rotated_without_loss_and_a_killed_daemon_is_not_noticed() {
     on_kubelet(Options::default(), async |node, kubelet| {
         let count =

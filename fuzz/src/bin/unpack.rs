@@ -14,10 +14,5 @@ fuzz_target!(|archive: &[u8]| {
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, limit: usize, seed: u32| {
-    let changed = archive::mutate(&data[..size], limit, seed, |bytes, length| {
-        let limit = bytes.len();
-        fuzzer_mutate(bytes, length, limit)
-    });
-    data[..changed.len()].copy_from_slice(&changed);
-    changed.len()
+    archive::mutate_in_place(&archive::SEEDS, data, size, limit, seed, fuzzer_mutate)
 });

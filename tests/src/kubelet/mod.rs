@@ -1,7 +1,7 @@
 //! A real kubelet on a node, without an API server: its pods are files in a folder, what it knows is asked over HTTPS.
 
 mod config;
-mod exec;
+mod streams;
 
 use std::{
     fs::{self, OpenOptions},
@@ -26,7 +26,7 @@ use rustls::{
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
-pub use self::exec::Ran;
+pub use self::streams::Ran;
 use crate::{Node, PATIENCE, host, remove_cgroup, tools, wait_until};
 
 /// How long a kubelet may take to end after SIGTERM.
