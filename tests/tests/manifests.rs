@@ -306,7 +306,7 @@ kind: Pod
 metadata: { name: web }
 spec:
   containers:
-  - { name: main, image: busybox, command: [sh, -c, "exit 1"] }
+  - { name: main, image: busybox, command: [sh, -c, "cat /proc/sys/kernel/random/uuid >/clue; rm /bin/true; exit 1"] }
 "#;
         node.run_manifest(crashing).await?;
         node.wait_pod("web", |pod| {
@@ -314,23 +314,34 @@ spec:
             Ok(())
         })
         .await?;
-        let text = "apiVersion: v1\nkind: EphemeralContainers\nmetadata: { name: web }\nephemeralContainers:\n- { name: look, \
-                    image: busybox, targetContainerName: main, command: [sh, -c, 'ip addr show eth0; exec sleep 1000'] }\n";
-        let manifest = Manifest { name: "ec.yaml".to_owned(), text: text.to_owned() };
+        // It shares the pod's network, and sees what the attempt that failed left.
+        let look = "ip addr show eth0; test -e /target/bin/busybox && test ! -e /target/bin/true && echo its files; \
+                    touch /target/x || echo kept";
+        let debug = ["debug", "web", "--image", "busybox", "--target", "main", "--name", "look", "--"];
+        let said = node.berth(&[&debug[..], &["sh", "-c", look]].concat()).await?;
+        let pod = node.manifest_pod("web").await?;
+        let ip = pod.ips.first().context("no address")?;
+        ensure!(said.out.contains(ip) && said.out.ends_with("its files\nkept\n"), "{said:?}");
+        ensure!(said.err.contains("main does not run; the files it left are in /target"), "{said:?}");
+        let stay = "apiVersion: v1\nkind: EphemeralContainers\nmetadata: { name: web }\nephemeralContainers:\n\
+                    - { name: stay, image: busybox, targetContainerName: main, command: [sleep, '1000'] }\n";
+        let manifest = Manifest { name: "ec.yaml".to_owned(), text: stay.to_owned() };
         node.pods().add_ephemeral(AddEphemeralRequest { pod: None, manifest: Some(manifest) }).await?;
-        let pod = node
-            .wait_pod("web", |pod| {
-                ensure!(state(pod, "look")? == "running", "{}", state(pod, "look")?);
-                Ok(())
-            })
-            .await?;
-        let ip = pod.ips.first().context("no address")?.clone();
-        wait_until("the pod's address in the debugger", PATIENCE, async || {
-            let log = node.pod_log("web", "look").await?;
-            ensure!(log.contains(&ip), "{log}");
+        node.wait_pod("web", |pod| {
+            ensure!(state(pod, "stay")? == "running", "{}", state(pod, "stay")?);
             Ok(())
         })
-        .await
+        .await?;
+        let clue = async || node.berth_ok(&["exec", "web", "-c", "stay", "--", "cat", "/target/clue"]).await;
+        let first = clue().await?;
+        // Attempts that are two behind are removed, but for one that is looked at.
+        let fourth = |pod: &Pod| {
+            ensure!(container(pod, "main")?.restarts == 3);
+            Ok(())
+        };
+        node.wait_pod_for("web", Duration::from_secs(60), fourth).await?;
+        ensure!(clue().await? == first && !first.is_empty(), "{first:?}");
+        Ok(())
     });
 }
 

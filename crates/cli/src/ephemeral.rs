@@ -79,15 +79,21 @@ pub(crate) async fn debug(client: Client, args: Debug) -> Result<u8, Error> {
 /// Waits until the container runs, or has ended: then its exit code.
 async fn wait_started(client: &Client, pod: &PodRef, name: &str) -> Result<Option<i32>, Error> {
     let mut said = String::new();
-    wait(client, pod, name, |container| match &container.state {
-        Some(State::Running(_)) => Some(None),
-        Some(State::Terminated(ended)) => Some(Some(ended.exit_code)),
-        Some(State::Waiting(waiting)) if !waiting.message.is_empty() && waiting.message != said => {
-            eprintln!("{}: {}", waiting.reason, waiting.message);
-            said.clone_from(&waiting.message);
-            None
+    wait(client, pod, name, |container| {
+        let ended = match &container.state {
+            Some(State::Running(_)) => None,
+            Some(State::Terminated(ended)) => Some(ended.exit_code),
+            Some(State::Waiting(waiting)) if !waiting.message.is_empty() && waiting.message != said => {
+                eprintln!("{}: {}", waiting.reason, waiting.message);
+                said.clone_from(&waiting.message);
+                return None;
+            }
+            Some(State::Waiting(_)) | None => return None,
+        };
+        if !container.remains_at.is_empty() {
+            eprintln!("{} does not run; the files it left are in {}", container.target, container.remains_at);
         }
-        Some(State::Waiting(_)) | None => None,
+        Some(ended)
     })
     .await
 }

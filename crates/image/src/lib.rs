@@ -42,5 +42,5 @@ pub use records::{Image, ImageId};
 pub use reference::{Reference, ReferenceError};
 pub use registry::auth::MalformedAuth;
 pub use registry::{Credentials, RegistryError, RegistryErrorKind};
-pub use snapshots::{FirstIds, MountError, MountOptions, Snapshot, SnapshotError};
+pub use snapshots::{FirstIds, MountError, MountOptions, Shown, Snapshot, SnapshotError};
 pub use unpack::unpack_tar;

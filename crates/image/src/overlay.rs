@@ -25,6 +25,8 @@ const OPTIONS: [(&str, &str); 3] = [("index", "off"), ("redirect_dir", "nofollow
 /// What to put together.
 #[derive(Debug)]
 pub(crate) struct Overlay<'a> {
+    /// An upper directory of before that lies over the lower ones and is only looked at.
+    pub(crate) over: Option<&'a Path>,
     /// Lower directories, topmost first; at least two when nothing lies over them.
     pub(crate) lower: &'a [PathBuf],
     /// Upper and work directory, on one file system. `None`: nothing can be written.
@@ -117,7 +119,7 @@ impl Overlay<'_> {
             };
             fsconfig_set_string(&context, key, value).map_err(OverlayError::new("set a layer"))
         };
-        for lower in self.lower {
+        for lower in self.all_lower() {
             set("lowerdir+", lower)?;
         }
         if let Some((upper, work)) = self.upper {
@@ -138,6 +140,10 @@ impl Overlay<'_> {
         })?;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, self.attributes())
             .map_err(OverlayError::new("mount the overlay"))
+    }
+
+    fn all_lower(&self) -> impl Iterator<Item = &Path> {
+        self.over.into_iter().chain(self.lower.iter().map(PathBuf::as_path))
     }
 
     fn attributes(&self) -> MountAttrFlags {
@@ -163,7 +169,7 @@ impl Overlay<'_> {
             held.push(handle);
             Ok(name)
         };
-        let lower: Vec<String> = self.lower.iter().map(|path| handle(path)).collect::<Result<_, _>>()?;
+        let lower: Vec<String> = self.all_lower().map(&mut handle).collect::<Result<_, _>>()?;
         let mut options = format!("lowerdir={}", lower.join(":"));
         if let Some((upper, work)) = self.upper {
             let (upper, work) = (handle(upper)?, handle(work)?);
@@ -287,6 +293,7 @@ mod tests {
         let namespace = UserNamespace::new();
         let user = namespace.open();
         let overlay = Overlay {
+            over: None,
             lower: &lower,
             upper: Some((&upper, &work)),
             volatile: false,

@@ -48,13 +48,24 @@ pub struct FirstIds {
     pub gid: u32,
 }
 
+/// What of a snapshot a mount shows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Shown {
+    /// The container's root file system. One with a read-only root still wants its mount points made: mount it so, and
+    /// make it read-only afterwards.
+    #[default]
+    Container,
+    /// The image alone, without the container's own layer: nothing can be written, by nobody. For image volumes.
+    Image,
+    /// What a container that has ended left, to be looked at: nothing can be written.
+    Remains,
+}
+
 /// How to mount a snapshot.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MountOptions<'a> {
-    /// The image alone, without the container's own layer: nothing can be written, by nobody. For image
-    /// volumes. A container with a read-only root still wants its mount points made: mount it writable and
-    /// make it read-only afterwards.
-    pub readonly: bool,
+    /// What it shows.
+    pub shown: Shown,
     /// The image's files have the owners that this user namespace maps theirs to, although the layers on disk are the same
     /// for all. What the container writes is on disk as the host's ids, so that no file of root's can come from it.
     pub user_namespace: Option<BorrowedFd<'a>>,
@@ -123,20 +134,22 @@ impl Snapshot {
     pub fn mount(&self, options: MountOptions<'_>) -> Result<OwnedFd, MountError> {
         let dir = self.dir();
         let (upper, work) = (self.upper(), dir.join("work"));
-        if !options.readonly {
+        let writable = options.shown == Shown::Container;
+        if writable {
             self.clear_volatile_mark(&dir.join(VOLATILE_MARK))?;
         }
         let mut lower: Vec<PathBuf> =
             self.description.layers.iter().rev().map(|name| self.layout.layer_fs(name)).collect();
         // overlayfs wants one lower directory, and two when there is no upper one.
-        while lower.len() < if options.readonly { 2 } else { 1 } {
+        while lower.len() < if options.shown == Shown::Image { 2 } else { 1 } {
             lower.push(self.empty(lower.len())?);
         }
         let overlay = Overlay {
+            over: (options.shown == Shown::Remains).then_some(&upper),
             lower: &lower,
-            upper: (!options.readonly).then_some((&upper, &work)),
-            volatile: !options.readonly,
-            readonly: options.readonly,
+            upper: writable.then_some((&upper, &work)),
+            volatile: writable,
+            readonly: !writable,
             user_namespace: options.user_namespace,
         };
         overlay.mount().map_err(|error| refused(&self.id, error))
@@ -232,6 +245,7 @@ pub(crate) fn try_mapping_ids(layout: &Layout, user_namespace: BorrowedFd<'_>) -
         make(path)?;
     }
     let overlay = Overlay {
+        over: None,
         lower: &[lower],
         upper: Some((&upper, &work)),
         volatile: false,

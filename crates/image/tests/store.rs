@@ -6,7 +6,7 @@ mod support;
 use std::collections::HashSet;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use berth_image::{MountError, MountOptions, ReferenceError, SnapshotError};
+use berth_image::{MountError, MountOptions, ReferenceError, Shown, SnapshotError};
 use support::{ImageBuilder, Mounted, Node, Registry, Tar};
 
 fn layer(name: &str) -> Tar {
@@ -180,8 +180,17 @@ async fn images_of_120_layers_one_layer_and_none_mount() {
         let root = Mounted::at(snapshot.mount(MountOptions::default()).unwrap());
         assert_eq!(root.read("written"), "w");
         drop(root);
-        let root =
-            Mounted::at(snapshot.mount(MountOptions { readonly: true, ..MountOptions::default() }).unwrap());
+        let root = Mounted::at(
+            snapshot.mount(MountOptions { shown: Shown::Remains, ..MountOptions::default() }).unwrap(),
+        );
+        assert_eq!(root.read("written"), "w", "what the container left");
+        if count > 0 {
+            assert_eq!(root.names("").len(), count + 2, "and the image");
+        }
+        drop(root);
+        let root = Mounted::at(
+            snapshot.mount(MountOptions { shown: Shown::Image, ..MountOptions::default() }).unwrap(),
+        );
         assert!(!root.path("written").exists(), "the image alone");
         assert_eq!(
             std::fs::write(root.path("x"), "x").unwrap_err().raw_os_error(),

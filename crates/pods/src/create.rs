@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use berth_cri::runtime::v1::ContainerConfig;
 use berth_manifest::{Container, cri};
-use berth_sandbox_manager::{ContainerKind, ContainerState, PodView};
+use berth_sandbox_manager::{ContainerKind, ContainerState, PodView, REMAINS_OF};
 
 use crate::node::{self, Node, blocking};
 use crate::record::Plan;
@@ -22,7 +22,10 @@ pub(crate) async fn create(
     remove_old_attempts(node, view, &container.name, attempt).await?;
     let kind = kind(plan, &container.name);
     let target = plan.pod.ephemeral.iter().find(|one| one.container.name == container.name);
-    let target = target.and_then(|one| one.target.as_deref()).and_then(|target| running(view, target));
+    let target =
+        target.and_then(|one| one.target.as_deref()).and_then(|target| node::attempt(view, target, None));
+    let running = target.filter(|target| matches!(target.state, ContainerState::Running { .. }));
+    let ended = target.filter(|target| matches!(target.state, ContainerState::Exited(_)));
     let log_dir = node.log_dir(&plan.record.uid);
     let log_dir = log_dir.to_string_lossy();
     let facts = node.facts.of(&plan.record.uid, &view.sandbox.ips, &log_dir, plan.ids());
@@ -38,12 +41,17 @@ pub(crate) async fn create(
             let found = places.iter().find(|(path, _)| *path == mount.path);
             found.map(|(_, place)| place.clone()).unwrap_or_default()
         };
-        cri::container(&plan.pod, container, attempt, target.as_deref(), &facts, &place)?
+        let target = running.map(|target| target.id.as_str());
+        cri::container(&plan.pod, container, attempt, target, &facts, &place)?
     };
     let image = node.images.find(&container.image).map_err(text)?;
     let image = image.ok_or_else(|| format!("image {} was removed in the meantime", container.image))?;
     extras::check_user(&plan.pod, container, &image)?;
-    let config = with_kind(config, kind);
+    let mut config = with_kind(config, kind);
+    if let Some(ended) = ended {
+        // It has no processes to look at; what it left is what there is.
+        config.annotations.insert(REMAINS_OF.to_owned(), ended.id.to_string());
+    }
     let config = extras::add(&node.pod_dir(&plan.record.uid), plan, container, attempt, view, config).await?;
     let id = node.manager.create_container(view.sandbox.id.as_str(), config).await.map_err(text)?;
     Ok(id.to_string())
@@ -72,17 +80,16 @@ fn kind(plan: &Plan, name: &str) -> ContainerKind {
     }
 }
 
-/// The id of a container that runs. One that does not has no processes to look at; the debugger starts without it.
-fn running(view: &PodView, name: &str) -> Option<String> {
-    let container = node::attempt(view, name, None)?;
-    matches!(container.state, ContainerState::Running { .. }).then(|| container.id.to_string())
-}
-
-/// The attempt before the present one can be looked at; those before that go.
+/// The attempt before the present one can be looked at; those before that go, unless somebody looks at them.
 async fn remove_old_attempts(node: &Node, view: &PodView, name: &str, attempt: u32) -> Result<(), String> {
+    let looked_at = |container: &berth_sandbox_manager::Container| {
+        let mut living =
+            view.containers.values().filter(|other| !matches!(other.state, ContainerState::Exited(_)));
+        living.any(|other| other.sees_remains_of(container))
+    };
     let old = view.containers.values().filter(|container| {
         let (its_name, its_attempt) = container.name_and_attempt();
-        its_name == name && its_attempt + 1 < attempt
+        its_name == name && its_attempt + 1 < attempt && !looked_at(container)
     });
     for container in old {
         node.manager.remove_container(container.id.as_str()).await.map_err(text)?;

@@ -7,7 +7,7 @@ use berth_manifest::RestartPolicy;
 use berth_sandbox_manager::sequence::{
     Condition, ContainerState, ContainerStatus, Ended, Phase, PodStatus, Sequence,
 };
-use berth_sandbox_manager::{ContainerKind, ContainerState as Live, PodView};
+use berth_sandbox_manager::{ContainerKind, ContainerState as Live, PodView, REMAINS_PATH};
 
 use crate::directory::{Key, reference};
 use crate::record::{History, Plan};
@@ -126,6 +126,10 @@ fn container(
         state: Some(state),
         last: status.last.as_ref().map(|ended| terminated(ended, earlier.map(|live| &**live), 0)),
         target: ephemeral.and_then(|one| one.target.clone()).unwrap_or_default(),
+        remains_at: live
+            .filter(|live| live.sees_remains())
+            .map(|_| REMAINS_PATH.to_owned())
+            .unwrap_or_default(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth_cri::runtime::v1::{ContainerConfig, Mount, MountPropagation};
-use berth_image::MountOptions;
+use berth_image::{MountOptions, Shown};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::{
@@ -80,7 +80,8 @@ pub(crate) async fn mounted(
         let user = user.map(PodUserNamespace::open).transpose().map_err(|err| failed(err.to_string()))?;
         let (at, sub_path) = (folder.join(number.to_string()), std::mem::take(&mut mount.image_sub_path));
         let source = blocking(move || -> Result<PathBuf, String> {
-            let read_only = MountOptions { readonly: true, user_namespace: user.as_ref().map(AsFd::as_fd) };
+            let read_only =
+                MountOptions { shown: Shown::Image, user_namespace: user.as_ref().map(AsFd::as_fd) };
             let root = snapshot.mount(read_only).map_err(|err| err.to_string())?;
             place(&root, &at).map_err(|err| format!("cannot mount the image: {err}"))?;
             inside(&at, &sub_path).map_err(|err| format!("cannot find {sub_path:?} in the image: {err}"))

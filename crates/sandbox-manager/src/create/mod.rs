@@ -17,7 +17,7 @@ use std::{
 use berth_cri::runtime::v1::{
     ContainerConfig, LinuxContainerSecurityContext, LinuxContainerUser, NamespaceMode, NamespaceOption,
 };
-use berth_image::{Image, MountOptions, Snapshot};
+use berth_image::{Image, MountOptions, Shown, Snapshot};
 use berth_launcher::cgroup::{Cgroup, Resources};
 use berth_nri::Arriving;
 use berth_oci::{
@@ -39,7 +39,7 @@ use crate::{
     error::cause,
     host::Host,
     plugins::{self, Plugins, to_cri},
-    propagation,
+    propagation, remains,
     sandbox::blocking,
     update,
     user_namespace::PodUserNamespace,
@@ -237,7 +237,8 @@ impl Creation {
                 let loaded = restored.load_files(&snapshot.upper());
                 loaded.map_err(Error::step(&label, "restore the files that it had written"))?;
             }
-            let options = MountOptions { readonly: false, user_namespace: user.as_ref().map(AsFd::as_fd) };
+            let options =
+                MountOptions { shown: Shown::Container, user_namespace: user.as_ref().map(AsFd::as_fd) };
             let mount = snapshot.mount(options).map_err(Error::step(&label, "mount its root file system"))?;
             let read = |path| Snapshot::read_file(mount.as_fd(), path, MAX_USER_FILE);
             let passwd = read("/etc/passwd").map_err(Error::step(&label, "read the image's /etc/passwd"))?;
@@ -265,8 +266,9 @@ impl Creation {
         let dir = host.pod_dir(&sandbox.id);
         let devices = devices::resolve(&self.config.devices, self.security().privileged)
             .map_err(self.step("find its devices"))?;
-        let config =
-            volumes::mounted(host, &self.id, &self.config, &dir.volumes(&self.id), user_namespace).await?;
+        let folder = dir.volumes(&self.id);
+        let mut config = volumes::mounted(host, &self.id, &self.config, &folder, user_namespace).await?;
+        remains::add(host, &self.pod, &mut config, &folder, user_namespace).await?;
         let mounts = config.mounts.clone();
         blocking(move || propagation::check(&mounts)).await.map_err(self.step("check its mounts"))?;
         let profile = self.seccomp_profile().await?;
