@@ -248,7 +248,7 @@ pub(crate) struct Debug {
     /// The image with the tools
     #[arg(long)]
     pub(crate) image: String,
-    /// Whose processes to see; its files are in /proc/1/root
+    /// Whose processes to see; its files are in /proc/1/root, and in /target when it does not run
     #[arg(long)]
     pub(crate) target: Option<String>,
     /// Name of the new container; made up without this
