@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use berth_cri::runtime::v1::ContainerConfig;
-use berth_manifest::{Container, cri};
-use berth_sandbox_manager::{ContainerKind, ContainerState, PodView, REMAINS_OF};
+use berth_manifest::{self as manifest, cri};
+use berth_sandbox_manager::{Container, ContainerKind, ContainerState, PodView, REMAINS_OF};
 
 use crate::node::{self, Node, blocking};
 use crate::record::Plan;
@@ -16,10 +16,10 @@ pub(crate) async fn create(
     node: &Node,
     plan: &Plan,
     view: &PodView,
-    container: &Container,
+    container: &manifest::Container,
     attempt: u32,
 ) -> Result<String, String> {
-    remove_old_attempts(node, view, &container.name, attempt).await?;
+    remove_old_attempts(node, plan, view, &container.name, attempt).await?;
     let kind = kind(plan, &container.name);
     let target = plan.pod.ephemeral.iter().find(|one| one.container.name == container.name);
     let target =
@@ -37,7 +37,7 @@ pub(crate) async fn create(
             let place = volumes.place(&plan.pod, mount, &sub_path, &container.name, index).await;
             places.push((mount.path.as_str(), place.map_err(text)?));
         }
-        let place = |mount: &berth_manifest::Mount| -> PathBuf {
+        let place = |mount: &manifest::Mount| -> PathBuf {
             let found = places.iter().find(|(path, _)| *path == mount.path);
             found.map(|(_, place)| place.clone()).unwrap_or_default()
         };
@@ -70,33 +70,41 @@ fn with_kind(mut config: ContainerConfig, kind: ContainerKind) -> ContainerConfi
 }
 
 fn kind(plan: &Plan, name: &str) -> ContainerKind {
-    let named = |container: &Container| container.name == name;
+    let named = |container: &manifest::Container| container.name == name;
     let startup = plan.pod.startup.iter().find(|step| named(step.container()));
     match startup {
-        Some(berth_manifest::Startup::Init(_)) => ContainerKind::Init,
-        Some(berth_manifest::Startup::Sidecar(_)) => ContainerKind::Sidecar,
+        Some(manifest::Startup::Init(_)) => ContainerKind::Init,
+        Some(manifest::Startup::Sidecar(_)) => ContainerKind::Sidecar,
         None if plan.pod.ephemeral.iter().any(|one| named(&one.container)) => ContainerKind::Ephemeral,
         None => ContainerKind::Standard,
     }
 }
 
-/// The attempt before the present one can be looked at; those before that go, unless somebody looks at them.
-async fn remove_old_attempts(node: &Node, view: &PodView, name: &str, attempt: u32) -> Result<(), String> {
-    let looked_at = |container: &berth_sandbox_manager::Container| {
+/// The attempt before the present one can be looked at; those before that go, unless somebody looks at them. Logs also those
+/// of an earlier sandbox.
+async fn remove_old_attempts(
+    node: &Node,
+    plan: &Plan,
+    view: &PodView,
+    name: &str,
+    attempt: u32,
+) -> Result<(), String> {
+    let kept = attempt.saturating_sub(1);
+    let looked_at = |container: &Container| {
         let mut living =
             view.containers.values().filter(|other| !matches!(other.state, ContainerState::Exited(_)));
         living.any(|other| other.sees_remains_of(container))
     };
     let old = view.containers.values().filter(|container| {
         let (its_name, its_attempt) = container.name_and_attempt();
-        its_name == name && its_attempt + 1 < attempt && !looked_at(container)
+        its_name == name && its_attempt < kept && !looked_at(container)
     });
     for container in old {
         node.manager.remove_container(container.id.as_str()).await.map_err(text)?;
-        let log = PathBuf::from(&container.log_path);
-        if let Err(error) = blocking(move || logs::remove(&log)).await {
-            tracing::warn!(log = container.log_path, %error, "cannot remove the log of an old attempt");
-        }
+    }
+    let folder = node.log_dir(&plan.record.uid).join(name);
+    if let Err(error) = blocking(move || logs::remove_before(&folder, kept)).await {
+        tracing::warn!(pod = plan.label(), container = name, %error, "cannot remove the logs of old attempts");
     }
     Ok(())
 }

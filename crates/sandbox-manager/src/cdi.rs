@@ -13,7 +13,10 @@ use berth_cri::runtime::v1::ContainerConfig;
 use berth_oci::cdi::{DeviceName, DeviceNode, NodeType, Registry, SpecFile, requested};
 use oci_spec::runtime::Spec;
 
-use crate::{Error, host::Host, sandbox::blocking};
+use crate::{
+    Error,
+    host::{Host, blocking},
+};
 
 /// Largest spec file that is read. Those of a machine with eight partitioned GPUs have some hundred kilobytes.
 const MAX_FILE: u64 = 8 << 20;

@@ -12,7 +12,7 @@ use berth_launcher::{
 use oci_spec::runtime::{Hook, Hooks as OciHooks, Spec};
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::blocking;
+use crate::host::blocking;
 
 /// A container's hooks, and what they are told of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]

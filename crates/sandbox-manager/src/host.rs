@@ -22,7 +22,7 @@ use berth_supervisor::client::SupervisorBinary;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Container, SandboxId, events::Bus, files::PodDir, sandbox::blocking, user_namespace::Support};
+use crate::{Container, SandboxId, events::Bus, files::PodDir, user_namespace::Support};
 
 /// How containers of a handler are launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -308,6 +308,14 @@ impl FilterCache {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Arc<seccomp::Filter>>> {
         self.filters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs file system work off the async workers.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

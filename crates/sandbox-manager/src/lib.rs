@@ -24,6 +24,7 @@ mod error;
 mod events;
 mod exec;
 mod files;
+mod folders;
 mod hooks;
 mod host;
 mod id;

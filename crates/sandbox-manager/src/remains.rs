@@ -7,8 +7,8 @@ use berth_image::{MountOptions, Shown};
 
 use crate::{
     Container, ContainerState, Error, PodView,
-    host::Host,
-    sandbox::{blocking, place},
+    folders::place,
+    host::{Host, blocking},
     user_namespace::PodUserNamespace,
 };
 

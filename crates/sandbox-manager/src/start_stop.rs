@@ -16,8 +16,7 @@ use crate::{
     Container, ContainerId, ContainerState, Error, PodView, UnixNanos,
     error::cause,
     hooks::{Hooks, Moment},
-    host::Host,
-    sandbox::blocking,
+    host::{Host, blocking},
 };
 
 /// How long the kernel may take to end processes after SIGKILL before we say that it cannot. A process that hangs in a

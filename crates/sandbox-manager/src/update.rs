@@ -9,9 +9,8 @@ use oci_spec::runtime::LinuxResources as OciResources;
 
 use crate::{
     Container, Error, Sandbox,
-    host::Host,
+    host::{Host, blocking},
     plugins::{Plugins, to_cri},
-    sandbox::blocking,
 };
 
 /// New limits, and whose wish they are.

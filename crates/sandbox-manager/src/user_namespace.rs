@@ -16,7 +16,11 @@ use berth_cri::{
 use berth_image::{FirstIds, Images};
 use tokio::process::Command;
 
-use crate::{Error, error::cause, host::Handler, sandbox::blocking};
+use crate::{
+    Error,
+    error::cause,
+    host::{Handler, blocking},
+};
 
 const FIELD: &str = "config.linux.security_context.namespace_options.userns_options";
 

@@ -15,8 +15,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::{
     ContainerId, Error, Sandbox,
-    host::Host,
-    sandbox::{blocking, place},
+    folders::place,
+    host::{Host, blocking},
     user_namespace::PodUserNamespace,
 };
 

@@ -85,9 +85,10 @@ pub(super) fn of(log: &Path) -> io::Result<Vec<LogFile>> {
     Ok(files)
 }
 
-/// Removes an attempt's log, and what was rotated away. `log`: the present file, which need not be there any more.
-pub(crate) fn remove(log: &Path) -> io::Result<()> {
-    of(log)?.iter().try_for_each(|file| remove_file(&file.path))
+/// Removes the logs of all attempts before one, and what was rotated away of them.
+pub(crate) fn remove_before(folder: &Path, attempt: u32) -> io::Result<()> {
+    let mut old = list(folder)?.into_iter().filter(|file| file.attempt < attempt);
+    old.try_for_each(|file| remove_file(&file.path))
 }
 
 /// Absent is fine.

@@ -28,7 +28,7 @@ use changes::Changes;
 use reader::Reader;
 
 pub(crate) use self::{
-    files::remove,
+    files::remove_before,
     rotate::{Limits, rotate},
 };
 pub(crate) use tail::last_text;

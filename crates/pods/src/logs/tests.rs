@@ -147,7 +147,7 @@ async fn lines_are_those_since_a_time_and_of_an_attempt() {
     container.restart();
     container.write(1);
     assert_eq!((container.read(ALL).await, container.read(previous).await), (vec![5], range(0..5)));
-    files::remove(&container.dir.path().join("0.log")).unwrap();
+    files::remove_before(container.dir.path(), 1).unwrap();
     assert_eq!(fs::read_dir(container.dir.path()).unwrap().count(), 1);
 }
 

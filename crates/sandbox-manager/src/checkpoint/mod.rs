@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Container, ContainerId, Error, Sandbox,
     error::cause,
-    host::{Handler, Host},
-    sandbox::{absent_is_fine, blocking},
+    folders::absent_is_fine,
+    host::{Handler, Host, blocking},
 };
 use mounts::External;
 pub(crate) use restore::{Restored, archive_named};

@@ -6,7 +6,7 @@ use berth_launcher::cgroup::Cgroup;
 use oci_spec::runtime::{Mount, Spec};
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::unescape;
+use crate::folders::unescape;
 
 /// A mount point in the container, and what is mounted there from outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,10 @@ use berth_launcher::{cgroup::Cgroup, compile};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::{Folder, Outside, archive, can_use_criu, criu, mounts};
-use crate::{ContainerId, Error, Sandbox, host::Host, sandbox::blocking};
+use crate::{
+    ContainerId, Error, Sandbox,
+    host::{Host, blocking},
+};
 
 /// Memory comes from a disk; more than the dump can have taken.
 const LIMIT: Duration = Duration::from_secs(300);

@@ -9,9 +9,10 @@ use berth_supervisor::client::{CallError, Supervisor};
 use crate::{
     Container, ContainerId, Error, Sandbox,
     error::cause,
+    folders::{absent_is_fine, remove_folder},
     hooks::{Hooks, Moment},
-    host::Host,
-    sandbox::{absent_is_fine, blocking, remove_cgroup, remove_folder},
+    host::{Host, blocking},
+    sandbox::remove_cgroup,
     volumes,
 };
 

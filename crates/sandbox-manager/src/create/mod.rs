@@ -37,11 +37,9 @@ use crate::{
     checkpoint::{self, Restored},
     devices,
     error::cause,
-    host::Host,
+    host::{Host, blocking},
     plugins::{self, Plugins, to_cri},
-    propagation, remains,
-    sandbox::blocking,
-    update,
+    propagation, remains, update,
     user_namespace::PodUserNamespace,
     volumes,
 };

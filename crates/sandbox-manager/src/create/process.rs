@@ -16,9 +16,9 @@ use super::{Creation, PidMode, log_path};
 use crate::{
     Error,
     checkpoint::Restored,
+    folders::place,
     hooks::{Hooks, Moment},
     host::{Handler, Host},
-    sandbox::place,
 };
 
 impl Creation {
