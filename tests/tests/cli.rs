@@ -382,6 +382,21 @@ fn images_are_pulled_listed_and_pruned() {
 }
 
 #[test]
+fn where_an_image_comes_from_is_explained() {
+    on_node(async |node| {
+        let said = node.berth_ok(&["image", "explain", "busybox"]).await?;
+        let file = node.dir().join("certs.d/docker.io/hosts.toml");
+        ensure!(said.starts_with("docker.io/library/busybox:latest\n"), "{said}");
+        ensure!(said.contains(&format!("as {} has it\n", file.display())), "{said}");
+        ensure!(said.contains("here under that name: sha256:") && said.contains("resolve, pull"), "{said}");
+        let json: Value =
+            serde_json::from_str(&node.berth_ok(&["image", "explain", "absent", "-o", "json"]).await?)?;
+        ensure!(json["present"] == "" && json["endpoints"][0]["answer"]["failure"].is_string(), "{json}");
+        Ok(())
+    });
+}
+
+#[test]
 fn an_image_goes_through_a_file_and_runs() {
     on_node(async |node| {
         let file = node.dir().join("busybox.tar").display().to_string();

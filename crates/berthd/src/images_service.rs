@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use berth_cri::berth::v1::images_server::Images as ImagesService;
-use berth_cri::berth::v1::{LoadRequest, LoadResponse, LoadedImage, SaveRequest, SaveResponse};
+use berth_cri::berth::v1::{
+    ExplainRequest, ExplainResponse, LoadRequest, LoadResponse, LoadedImage, SaveRequest, SaveResponse,
+};
 use berth_cri::berth::v1::{
     PruneRequest, PruneResponse, PrunedImage, PullRequest, PullResponse, pull_response::What,
 };
@@ -19,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::code::Coded;
+use crate::reply;
 use crate::rpc::{Messages, received};
 
 /// The service's handlers.
@@ -54,11 +57,16 @@ impl ImagesService for ImagesHandlers {
     /// Dropped with its stream, like CRI's.
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let PullRequest { reference, username, password } = received(request);
-        let credentials =
-            (!username.is_empty()).then(|| Credentials { username, password, ..Credentials::default() });
+        let credentials = credentials(username, password);
         let (messages, answers) = mpsc::channel(1);
         tokio::spawn(pull(self.images.clone(), reference, credentials, messages));
         Ok(Response::new(ReceiverStream::new(answers).boxed()))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let ExplainRequest { reference, username, password } = received(request);
+        let explained = self.images.explain(&reference, credentials(username, password)).await;
+        Ok(Response::new(reply::images::explanation(explained.map_err(Coded::into_status)?)))
     }
 
     async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<PruneResponse>, Status> {
@@ -93,6 +101,10 @@ impl ImagesService for ImagesHandlers {
         });
         Ok(Response::new(pieces.boxed()))
     }
+}
+
+fn credentials(username: String, password: String) -> Option<Credentials> {
+    (!username.is_empty()).then(|| Credentials { username, password, ..Credentials::default() })
 }
 
 /// The archive on the disk, and the name for an image without one.

@@ -345,6 +345,8 @@ pub(crate) struct Timeline {
 pub(crate) enum Image {
     /// Pull an image
     Pull(Pull),
+    /// Say where an image would be pulled from and on whose word, having asked each endpoint
+    Explain(Pull),
     /// List images
     Ls(Output),
     /// Remove images

@@ -4,10 +4,11 @@ use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;
 
 use berth_cri::berth::v1::{
-    LoadRequest, PruneRequest, PullRequest, SaveRequest, SaveResponse, pull_response::What,
+    ExplainRequest, ExplainResponse, ExplainedEndpoint, LoadRequest, PruneRequest, PullRequest, SaveRequest,
+    SaveResponse, explained_endpoint::Answer, pull_response::What,
 };
 use berth_cri::runtime::v1::{ImageSpec, ImageStatusRequest, ListImagesRequest, RemoveImageRequest};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::args::{Format, Image, Output, Pull};
@@ -19,6 +20,7 @@ use crate::run::progress::{Screen, pull_lines};
 pub(crate) async fn image(client: Client, command: Image) -> Result<u8, Error> {
     match command {
         Image::Pull(args) => pull(client, args).await,
+        Image::Explain(args) => explain(client, args).await,
         Image::Ls(output) => list(client, output).await,
         Image::Rm { images } => remove(client, images).await,
         Image::Load { input, name, output } => load(client, &input, name, output.output).await,
@@ -54,6 +56,83 @@ fn credentials() -> Result<(String, String), Error> {
         Some((user, password)) => Ok((user.to_owned(), password.to_owned())),
         None => Err(Error::Usage("--creds-stdin: standard input must be USER:PASSWORD".to_owned())),
     }
+}
+
+async fn explain(client: Client, args: Pull) -> Result<u8, Error> {
+    let (username, password) = if args.creds_stdin { credentials()? } else { Default::default() };
+    let request = ExplainRequest { reference: args.image, username, password };
+    let explained = client.images().explain(request).await.map_err(client.failed())?.into_inner();
+    if args.output.output != Format::Table {
+        print(&explanation(&explained), args.output.output)?;
+        return Ok(0);
+    }
+    println!("{}", explained.reference);
+    match explained.config_file.as_str() {
+        "" => println!("from {} itself: no hosts.toml speaks for it", explained.host),
+        file => println!("as {file} has it"),
+    }
+    if !explained.present.is_empty() {
+        println!("here under that name: {}", explained.present);
+    }
+    let rows: Vec<_> = explained.endpoints.iter().map(endpoint_row).collect();
+    print!("\n{}", table(&["ENDPOINT", "IS", "MAY", "TLS", "SHOWN", "ANSWER"], &rows));
+    Ok(0)
+}
+
+fn endpoint_row(endpoint: &ExplainedEndpoint) -> Vec<String> {
+    let may = [("resolve", endpoint.resolve), ("pull", endpoint.pull)];
+    let may = may.into_iter().filter(|(_, may)| *may).map(|(what, _)| what);
+    let mut tls = match (endpoint.url.starts_with("https:"), endpoint.skip_verify, endpoint.authorities) {
+        (false, ..) => "no".to_owned(),
+        (true, true, _) => "not checked".to_owned(),
+        (true, false, 0) => "checked".to_owned(),
+        (true, false, more) => format!("checked, {more} more CA"),
+    };
+    if endpoint.client_certificate {
+        tls.push_str(", client certificate");
+    }
+    let headers = endpoint.headers.iter().map(|header| format!(", header {header}"));
+    vec![
+        endpoint.url.clone(),
+        if endpoint.upstream { "registry" } else { "mirror" }.to_owned(),
+        may.collect::<Vec<_>>().join(", "),
+        tls,
+        std::iter::once(endpoint.shown.clone()).chain(headers).collect(),
+        match &endpoint.answer {
+            Some(Answer::Digest(digest)) if digest.is_empty() => "has it".to_owned(),
+            Some(Answer::Digest(digest)) => digest.clone(),
+            Some(Answer::Failure(failure)) => failure.clone(),
+            Some(Answer::NotAsked(_)) | None => "not asked: no capability for it".to_owned(),
+        },
+    ]
+}
+
+fn explanation(explained: &ExplainResponse) -> Value {
+    let endpoints = explained.endpoints.iter().map(|endpoint| {
+        json!({
+            "url": endpoint.url,
+            "upstream": endpoint.upstream,
+            "resolve": endpoint.resolve,
+            "pull": endpoint.pull,
+            "authorities": endpoint.authorities,
+            "clientCertificate": endpoint.client_certificate,
+            "skipVerify": endpoint.skip_verify,
+            "headers": endpoint.headers,
+            "shown": endpoint.shown,
+            "answer": match &endpoint.answer {
+                Some(Answer::Digest(digest)) => json!({ "digest": digest }),
+                Some(Answer::Failure(failure)) => json!({ "failure": failure }),
+                Some(Answer::NotAsked(_)) | None => Value::Null,
+            },
+        })
+    });
+    json!({
+        "reference": explained.reference,
+        "host": explained.host,
+        "configFile": explained.config_file,
+        "present": explained.present,
+        "endpoints": endpoints.collect::<Vec<_>>(),
+    })
 }
 
 async fn list(client: Client, output: Output) -> Result<u8, Error> {

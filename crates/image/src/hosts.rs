@@ -119,15 +119,23 @@ enum ClientCerts {
 
 /// Where to ask for images of `host`, best first. Reads files; never the network.
 pub(crate) fn endpoints(dir: &Path, host: &str) -> Result<Vec<Endpoint>, HostsError> {
+    match configured(dir, host)? {
+        Some((path, text)) => parse(&path, &text, host),
+        None => Ok(upstream(host)),
+    }
+}
+
+/// The file that speaks for `host`, where there is one, and its text.
+pub(crate) fn configured(dir: &Path, host: &str) -> Result<Option<(PathBuf, String)>, HostsError> {
     for folder in folders(host) {
         let path = dir.join(folder).join("hosts.toml");
         match fs::read_to_string(&path) {
-            Ok(text) => return parse(&path, &text, host),
+            Ok(text) => return Ok(Some((path, text))),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(source) => return Err(HostsError::Read { path, source }),
         }
     }
-    Ok(upstream(host))
+    Ok(None)
 }
 
 /// Names of the folder that may configure `host`. A reference's host has no slash and is not `..`.

@@ -124,7 +124,7 @@ impl Images {
         ended
     }
 
-    async fn session(
+    pub(crate) async fn session(
         &self,
         reference: &Reference,
         auth: Option<Credentials>,

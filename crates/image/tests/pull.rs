@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_image::{Credentials, LayerState, Progress, PullError};
+use berth_image::{Answer, Credentials, LayerState, Progress, PullError};
 use http::{Method, StatusCode};
 use support::registry::Auth;
 use support::{ImageBuilder, Node, Pack, Registry, Tar};
@@ -323,6 +323,46 @@ async fn a_dropped_pull_leaves_nothing_and_does_not_hurt_another() {
     let (second, ()) = tokio::join!(second, stop);
     second.unwrap();
     assert_eq!(node.images.list().len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_pull_would_do_is_explained_endpoint_by_endpoint() {
+    let (upstream, mirror, node) = (Registry::start().await, Registry::start().await, Node::new());
+    small().push(&upstream, "app", "latest");
+    let reference = upstream.reference("app");
+    let credentials = Credentials { username: "u".into(), password: "p".into(), ..Default::default() };
+    let plain = node.images.explain(&reference, None).await.unwrap();
+    assert!(plain.file.is_none() && plain.present.is_none(), "{plain:?}");
+    // A loopback registry is asked in plain HTTP, then with TLS, which this one does not speak.
+    let [http, https] = &plain.endpoints[..] else { panic!("{plain:?}") };
+    let Answer::Has(Some(digest)) = &http.answer else { panic!("{http:?}") };
+    assert!(http.upstream && http.shown == "nothing", "{http:?}");
+    assert!(matches!(https.answer, Answer::Failed(_)), "{https:?}");
+
+    let dir = node.certs_d().join(upstream.address.to_string());
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("hosts.toml");
+    let (up, at) = (upstream.address, mirror.address);
+    std::fs::write(
+        &file,
+        format!(
+            "server = 'http://{up}'\n[host.'http://{at}']\n[host.'http://{at}'.header]\nx-team = 'ours'\n\
+             [host.'https://m.invalid']\ncapabilities = ['pull']\nskip_verify = true\n"
+        ),
+    )
+    .unwrap();
+    upstream.set(|state| state.auth = Auth::Basic("u", "p"));
+    let told = node.images.explain(&reference, Some(credentials)).await.unwrap();
+    assert_eq!(told.file, Some(file));
+    let [first, content_only, server] = &told.endpoints[..] else { panic!("{told:?}") };
+    assert!(!first.upstream && first.shown == "nothing" && first.headers == ["x-team"], "{first:?}");
+    assert!(matches!(&first.answer, Answer::Failed(why) if why.contains("not found")), "{first:?}");
+    assert!(matches!(content_only.answer, Answer::NotAsked) && content_only.skip_verify, "{content_only:?}");
+    assert!(server.upstream && server.shown == "user u", "{server:?}");
+    assert!(matches!(&server.answer, Answer::Has(Some(found)) if found == digest), "{server:?}");
+    assert!(node.images.list().is_empty() && node.leftovers().is_empty(), "nothing was fetched");
+    let wrong = node.images.explain(&reference, None).await.unwrap();
+    assert!(matches!(&wrong.endpoints[2].answer, Answer::Failed(why) if why.contains("401")), "{wrong:?}");
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
 //! Images and the file system they lie on.
 
+use berth_cri::berth::v1::{
+    ExplainResponse, ExplainedEndpoint,
+    explained_endpoint::{Answer as WireAnswer, NotAsked},
+};
 use berth_cri::runtime::v1::{
     AuthConfig, FilesystemIdentifier, FilesystemUsage, Image, ImageSpec, Int64Value, UInt64Value,
 };
-use berth_image::{Credentials, FsUsage};
+use berth_image::{Answer, Credentials, Explanation, FsUsage};
 use serde_json::{Value, json};
 
 use super::{Info, topic};
@@ -49,5 +53,38 @@ pub(crate) fn filesystem(usage: &FsUsage, timestamp: i64) -> FilesystemUsage {
         fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
         used_bytes: Some(UInt64Value { value: usage.used_bytes }),
         inodes_used: Some(UInt64Value { value: usage.inodes_used }),
+    }
+}
+
+/// How an image is pulled, as the Images service says it.
+pub(crate) fn explanation(explained: Explanation) -> ExplainResponse {
+    let Explanation { reference, host, file, endpoints, present } = explained;
+    ExplainResponse {
+        reference,
+        host,
+        config_file: file.map(|file| file.display().to_string()).unwrap_or_default(),
+        endpoints: endpoints.into_iter().map(explained_endpoint).collect(),
+        present: present.map(|id| id.to_string()).unwrap_or_default(),
+    }
+}
+
+fn explained_endpoint(endpoint: berth_image::ExplainedEndpoint) -> ExplainedEndpoint {
+    ExplainedEndpoint {
+        url: endpoint.url,
+        upstream: endpoint.upstream,
+        resolve: endpoint.resolve,
+        pull: endpoint.pull,
+        authorities: u32::try_from(endpoint.authorities).unwrap_or(u32::MAX),
+        client_certificate: endpoint.client_certificate,
+        skip_verify: endpoint.skip_verify,
+        headers: endpoint.headers,
+        shown: endpoint.shown,
+        answer: Some(match endpoint.answer {
+            Answer::NotAsked => WireAnswer::NotAsked(NotAsked {}),
+            Answer::Has(digest) => {
+                WireAnswer::Digest(digest.map(|digest| digest.to_string()).unwrap_or_default())
+            }
+            Answer::Failed(failure) => WireAnswer::Failure(failure),
+        }),
     }
 }

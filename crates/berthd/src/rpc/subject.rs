@@ -1,7 +1,7 @@
 //! Whom a request is about, for the call's span: known only once the message has been decoded, that is in the handler.
 
 use berth_cri::berth::v1::{
-    AddEphemeralRequest, AttachToPodRequest, EventsRequest, ExecInPodRequest, GetPodRequest,
+    AddEphemeralRequest, AttachToPodRequest, EventsRequest, ExecInPodRequest, ExplainRequest, GetPodRequest,
     GetTimelineRequest, ListPodsRequest, LogsRequest, PortForwardToPodRequest, PruneRequest, PullRequest,
     RemovePodRequest, RunRequest, SaveRequest, StopPodRequest, UsageRequest, WatchPodsRequest,
 };
@@ -87,7 +87,7 @@ of_a_pod!(
     AttachToPodRequest,
     PortForwardToPodRequest,
 );
-subject!("image.ref" from reference: PullRequest);
+subject!("image.ref" from reference: PullRequest, ExplainRequest);
 subject!(none: RunRequest, ListPodsRequest, PruneRequest, SaveRequest);
 
 impl Subject for RunPodSandboxRequest {

@@ -80,10 +80,10 @@ fn build(tls: &Tls, loopback: bool) -> Result<Client, reqwest::Error> {
 }
 
 /// One endpoint with what this pull may show it.
-struct Host {
-    endpoint: Endpoint,
+pub(crate) struct Host {
+    pub(crate) endpoint: Endpoint,
     client: Client,
-    secret: Secret,
+    pub(crate) secret: Secret,
     /// The `Authorization` value that last worked, shared by the parallel requests of one pull.
     authorization: Mutex<Option<HeaderValue>>,
 }
@@ -139,18 +139,32 @@ impl Session {
     ///
     /// Only those that a full request would meet as well: not authorised, not found at the host itself.
     pub(crate) async fn resolve(&self) -> Result<Option<Digest>, RegistryError> {
+        let mut asked = self.ask(|host| self.may_resolve(host));
+        loop {
+            let host = asked.next()?;
+            match self.look_up(host).await {
+                Ok(digest) => return Ok(digest),
+                Err(error) => asked.failed(host, error),
+            }
+        }
+    }
+
+    /// In the order they are asked.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.iter()
+    }
+
+    /// Whether an endpoint may be asked for the reference itself.
+    pub(crate) fn may_resolve(&self, host: &Host) -> bool {
+        if self.reference.digest().is_none() { host.endpoint.resolve } else { host.endpoint.pull }
+    }
+
+    /// What one endpoint says the reference stands for, when it says so.
+    pub(crate) async fn look_up(&self, host: &Host) -> Result<Option<Digest>, RegistryError> {
         let selector = self.reference.selector();
         let step = format!("look up {selector}");
         let path = format!("manifests/{selector}");
-        let resolving = self.reference.digest().is_none();
-        let mut asked = self.ask(|host| if resolving { host.endpoint.resolve } else { host.endpoint.pull });
-        let answer = loop {
-            let host = asked.next()?;
-            match self.answer(host, Method::HEAD, &path, &manifest_headers(), &step).await {
-                Ok(answer) => break answer,
-                Err(error) => asked.failed(host, error),
-            }
-        };
+        let answer = self.answer(host, Method::HEAD, &path, &manifest_headers(), &step).await?;
         let digest = answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
         Ok(digest.and_then(|digest| digest.parse().ok()))
     }
