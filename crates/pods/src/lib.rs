@@ -10,7 +10,7 @@
 //!
 //! [`Pods`] is the door. Each pod is one task (`task/`), which holds the pod's sequence, begins each step that the
 //! sequence asks for (`work.rs`), and tells it what became of it. Steps run beside the task, so no container waits for
-//! another's slow image or hook. What is known of a pod is replaced whole in the [`directory`] at each change.
+//! another's slow image or hook. What is known of a pod is replaced whole in the `directory` at each change.
 
 mod clock;
 mod create;

@@ -7,12 +7,12 @@
 //!
 //! # How it is built
 //!
-//! [`SandboxManager`] is a directory of pods. Each pod is one task ([`pod`]) that alone changes the pod, and never
+//! [`SandboxManager`] is a directory of pods. Each pod is one task (`pod`) that alone changes the pod, and never
 //! waits for anything slow: slow work runs beside it and reports back, so a stop with a grace period does not delay
 //! another container's start. Readers look at a [`PodView`], replaced whole at each change.
 //!
-//! Everything that makes a pod or a container is undone by one idempotent function each ([`sandbox::tear_down`],
-//! [`create::discard`]): a failed creation, a stop, a removal and the sweep after a crash all end the same way.
+//! Everything that makes a pod or a container is undone by one idempotent function each (`sandbox::tear_down`,
+//! `create::discard`): a failed creation, a stop, a removal and the sweep after a crash all end the same way.
 
 mod admit;
 mod cdi;

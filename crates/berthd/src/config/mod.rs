@@ -109,10 +109,10 @@ pub struct Network {
     pub cni_bin_dirs: Vec<PathBuf>,
     /// `bridge`: name of the built-in bridge's interface, 1 to 15 characters. Default `berth0`.
     pub bridge: String,
-    /// `ipv4_subnet`: the built-in bridge's, /8 to /29. Default [`values::IPV4_SUBNET`].
+    /// `ipv4_subnet`: the built-in bridge's, /8 to /29. Default 10.83.0.0/16.
     pub ipv4_subnet: Ipv4Net,
     /// `ipv6_subnet`: the built-in bridge's, /48 to /120; the empty string for pods without IPv6. Default
-    /// [`values::IPV6_SUBNET`].
+    /// fd5b:8e41:6c2a::/64.
     pub ipv6_subnet: Option<Ipv6Net>,
     /// `mtu`: bytes, of the built-in bridge and its pods. Default 0: that of the default route's interface.
     pub mtu: Option<NonZeroU32>,

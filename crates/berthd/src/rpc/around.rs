@@ -20,7 +20,7 @@ pub trait Around: Clone {
         S::Error: Send + 'static;
 }
 
-/// A layer that does its [`Around`] around each call.
+/// A layer that does its `Around` around each call.
 #[derive(Clone, Copy, Debug)]
 pub struct AroundLayer<A>(pub A);
 
