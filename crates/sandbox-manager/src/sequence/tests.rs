@@ -804,5 +804,35 @@ mod any_pod {
             let sandbox = world.log.iter().position(|line| line.ends_with("stop sandbox"));
             prop_assert!(last_start < sandbox || sandbox.is_none(), "{:?}", world.log);
         }
+
+        /// Whenever the machine goes down.
+        #[test]
+        fn does_nothing_again_that_was_done((plan, behaviours, stop_at) in pod(), reboots in prop::collection::vec(0_usize..60, 1..4)) {
+            let mut world = World::new(plan.clone(), []);
+            let all = || plan.startup.iter().chain(&plan.standard);
+            world.behaviours = all().map(|planned| planned.name.clone()).zip(behaviours).collect();
+            for step in 0..2_000 {
+                if reboots.contains(&step) {
+                    world.reboot(world.now);
+                }
+                if !world.step(secs(stop_at)) {
+                    break;
+                }
+            }
+            for planned in all().filter(|planned| planned.kind != ContainerKind::Sidecar) {
+                let lines = world.log.iter().filter_map(|line| line.split_once(' ')).map(|(_, what)| what);
+                let started = format!("start {}", planned.name);
+                let starts = lines.clone().filter(|what| **what == started).count();
+                let done = lines.clone().skip_while(|what| *what != format!("end {} 0", planned.name));
+                let again = done.clone().any(|what| what == started);
+                match plan.restart_policy {
+                    RestartPolicy::Never => prop_assert!(starts <= 1, "{:?}", world.log),
+                    RestartPolicy::OnFailure if planned.kind == ContainerKind::Standard => {
+                        prop_assert!(!again, "{:?}", world.log);
+                    }
+                    RestartPolicy::OnFailure | RestartPolicy::Always => {}
+                }
+            }
+        }
     }
 }
