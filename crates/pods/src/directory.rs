@@ -57,15 +57,8 @@ struct Inner {
 pub(crate) enum Change {
     State(Arc<Pod>),
     Removed(Key),
-}
-
-/// What happened since a generation.
-#[derive(Debug)]
-pub(crate) enum Since {
-    /// One change after another, each with its generation.
-    Changes(Vec<(u64, Change)>),
-    /// Nobody knows any more: all that there is now.
-    Everything { pods: Vec<Arc<Pod>>, generation: u64 },
+    /// The states before this are all that there is: of other pods nothing is known any more.
+    Synced,
 }
 
 impl Default for Directory {
@@ -119,8 +112,7 @@ impl Directory {
     /// Changes what is known of a pod, and tells everybody.
     pub(crate) fn publish(&self, key: &Key, change: impl FnOnce(&mut Entry, u64)) {
         let mut inner = self.lock();
-        inner.generation += 1;
-        let generation = inner.generation;
+        let generation = inner.generation + 1;
         if let Some(entry) = inner.pods.get_mut(key) {
             change(entry, generation);
             let state = Change::State(Arc::clone(&entry.state));
@@ -130,15 +122,14 @@ impl Directory {
 
     pub(crate) fn remove(&self, key: &Key) {
         let mut inner = self.lock();
-        if inner.pods.remove(key).is_none() {
-            return;
+        if inner.pods.remove(key).is_some() {
+            self.changed(&mut inner, Change::Removed(key.clone()));
         }
-        inner.generation += 1;
-        self.changed(&mut inner, Change::Removed(key.clone()));
     }
 
-    /// Notes what happened with the present generation, and tells everybody.
+    /// Notes what happened as the next generation, and tells everybody.
     fn changed(&self, inner: &mut Inner, change: Change) {
+        inner.generation += 1;
         inner.changes.push_back((inner.generation, change));
         if inner.changes.len() > CHANGES
             && let Some((forgotten, _)) = inner.changes.pop_front()
@@ -148,16 +139,17 @@ impl Directory {
         self.generation.send_replace(inner.generation);
     }
 
-    /// What a watcher has not seen yet.
-    pub(crate) fn since(&self, seen: u64) -> Since {
+    /// What a watcher has not seen yet, in order, each with the generation to go on from.
+    pub(crate) fn since(&self, seen: u64) -> Vec<(u64, Change)> {
         let inner = self.lock();
         // One that counts on from another daemon's number may have missed anything.
         if seen < inner.forgotten {
-            let pods = inner.pods.values().map(|entry| Arc::clone(&entry.state)).collect();
-            return Since::Everything { pods, generation: inner.generation };
+            // Whoever stops before the end does not know yet what is gone, and has to begin anew.
+            let pods = inner.pods.values().map(|entry| (seen, Change::State(Arc::clone(&entry.state))));
+            return pods.chain([(inner.generation, Change::Synced)]).collect();
         }
         let first = inner.changes.partition_point(|(generation, _)| *generation <= seen);
-        Since::Changes(inner.changes.range(first..).cloned().collect())
+        inner.changes.range(first..).cloned().collect()
     }
 
     /// Changes when anything does.

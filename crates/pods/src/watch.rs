@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use berth_cri::berth::v1::{Pod, Synced, WatchPodsResponse, watch_pods_response::What};
+use berth_cri::berth::v1::{Pod, PodRef, Synced, WatchPodsResponse, watch_pods_response::What};
 use tokio::sync::watch;
 
-use crate::directory::{Change, Key, Since, reference};
+use crate::directory::{Change, Key, reference};
 use crate::node::Node;
 
 /// A watcher's place.
@@ -15,24 +15,25 @@ pub struct Watch {
     changes: watch::Receiver<u64>,
     seen: u64,
     /// Absent: all pods.
-    pod: Option<Key>,
+    pod: Option<PodRef>,
 }
 
 impl Watch {
     /// Of one pod or of all, from what was `seen` before.
     pub(crate) fn new(node: Arc<Node>, seen: u64, pod: Option<Key>) -> Self {
-        Self { changes: node.directory.watch(), node, seen, pod }
+        Self { changes: node.directory.watch(), node, seen, pod: pod.as_ref().map(reference) }
     }
 
     /// What is to be told next; waits until there is something. Cancel safe.
     pub async fn next(&mut self) -> Vec<WatchPodsResponse> {
         loop {
             self.changes.mark_unchanged();
-            let mut told = self.unseen();
-            if let Some(last) = told.last() {
-                self.seen = last.generation;
+            let mut told = Vec::new();
+            for (generation, change) in self.node.directory.since(self.seen) {
+                self.seen = generation;
+                let what = self.what(change);
+                told.extend(what.map(|what| WatchPodsResponse { generation, what: Some(what) }));
             }
-            told.retain(|told| self.is_wanted(told));
             if !told.is_empty() {
                 return told;
             }
@@ -42,31 +43,13 @@ impl Watch {
         }
     }
 
-    /// In order, so that whoever stops in the middle can go on from there.
-    fn unseen(&self) -> Vec<WatchPodsResponse> {
-        let told = |(generation, what)| WatchPodsResponse { generation, what: Some(what) };
-        match self.node.directory.since(self.seen) {
-            Since::Changes(changes) => {
-                let what = |change| match change {
-                    Change::State(pod) => What::Pod(Pod::clone(&pod)),
-                    Change::Removed(key) => What::Removed(reference(&key)),
-                };
-                changes.into_iter().map(|(generation, change)| told((generation, what(change)))).collect()
-            }
-            Since::Everything { pods, generation } => {
-                // Whoever stops before the end does not know yet what is gone, and has to begin anew.
-                let pods = pods.iter().map(|pod| told((self.seen, What::Pod(Pod::clone(pod)))));
-                pods.chain([told((generation, What::Synced(Synced {})))]).collect()
-            }
+    /// None for what the watcher did not ask for. States are large: only those that are told are copied.
+    fn what(&self, change: Change) -> Option<What> {
+        let wants = |pod: Option<&PodRef>| self.pod.is_none() || self.pod.as_ref() == pod;
+        match change {
+            Change::State(pod) => wants(pod.pod.as_ref()).then(|| What::Pod(Pod::clone(&pod))),
+            Change::Removed(key) => Some(reference(&key)).filter(|pod| wants(Some(pod))).map(What::Removed),
+            Change::Synced => Some(What::Synced(Synced {})),
         }
-    }
-
-    fn is_wanted(&self, told: &WatchPodsResponse) -> bool {
-        let pod = match &told.what {
-            Some(What::Pod(pod)) => pod.pod.as_ref(),
-            Some(What::Removed(pod)) => Some(pod),
-            Some(What::Synced(_)) | None => return true,
-        };
-        self.pod.as_ref().is_none_or(|key| pod == Some(&reference(key)))
     }
 }
