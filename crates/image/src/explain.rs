@@ -1,14 +1,11 @@
 //! What a pull would do and why: which endpoints it asks, on whose word, what it shows them, and what they answer.
 
-use std::error::Error as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use futures::future::join_all;
 
 use crate::digest::Digest;
 use crate::errors::PullError;
-use crate::hosts;
 use crate::images::Images;
 use crate::records::ImageId;
 use crate::reference::Reference;
@@ -16,7 +13,7 @@ use crate::registry::client::Host;
 use crate::registry::{Credentials, RegistryError, auth::Secret};
 
 /// How a reference is pulled.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Explanation {
     /// Normalised.
     pub reference: String,
@@ -31,7 +28,7 @@ pub struct Explanation {
 }
 
 /// A server that may have the image.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ExplainedEndpoint {
     /// With the API's path.
     pub url: String,
@@ -56,14 +53,14 @@ pub struct ExplainedEndpoint {
 }
 
 /// What an endpoint said of the reference.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Answer {
     /// It may not be asked, for want of the capability.
     NotAsked,
     /// It has it.
     Has(Option<Digest>),
     /// It has not, or there was no answer.
-    Failed(String),
+    Failed(RegistryError),
 }
 
 impl Images {
@@ -78,17 +75,10 @@ impl Images {
     ) -> Result<Explanation, PullError> {
         let reference: Reference = reference.parse()?;
         let session = self.session(&reference, credentials).await?;
-        let (inner, host) = (Arc::clone(&self.0), reference.host().to_owned());
-        let file = tokio::task::spawn_blocking(move || {
-            hosts::configured(&inner.config.registry_config_dir, &host).ok().flatten().map(|(path, _)| path)
-        });
-        let endpoints = session.hosts().map(async |host| {
-            let answer = match session.may_resolve(host) {
+        let endpoints = session.hosts.iter().map(async |host| {
+            let answer = match host.may_have_manifest(reference.digest()) {
                 false => Answer::NotAsked,
-                true => match session.look_up(host).await {
-                    Ok(digest) => Answer::Has(digest),
-                    Err(error) => Answer::Failed(said(&error)),
-                },
+                true => session.look_up(host).await.map_or_else(Answer::Failed, Answer::Has),
             };
             explained(host, answer)
         });
@@ -96,7 +86,7 @@ impl Images {
         Ok(Explanation {
             reference: reference.to_string(),
             host: reference.host().to_owned(),
-            file: file.await.unwrap_or_default(),
+            file: session.file.clone(),
             endpoints,
             present: self.find(&reference.to_string())?.map(|image| image.id.clone()),
         })
@@ -122,15 +112,4 @@ fn explained(host: &Host, answer: Answer) -> ExplainedEndpoint {
         },
         answer,
     }
-}
-
-/// With its causes: a certificate's fault stands in the last of them.
-fn said(error: &RegistryError) -> String {
-    let mut text = error.kind.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -117,25 +117,28 @@ enum ClientCerts {
     Pairs(Vec<[String; 2]>),
 }
 
-/// Where to ask for images of `host`, best first. Reads files; never the network.
-pub(crate) fn endpoints(dir: &Path, host: &str) -> Result<Vec<Endpoint>, HostsError> {
-    match configured(dir, host)? {
-        Some((path, text)) => parse(&path, &text, host),
-        None => Ok(upstream(host)),
-    }
+/// Where to ask for images of a host.
+pub(crate) struct Endpoints {
+    /// The file that says so; none: it is the host itself.
+    pub(crate) file: Option<PathBuf>,
+    /// Best first.
+    pub(crate) list: Vec<Endpoint>,
 }
 
-/// The file that speaks for `host`, where there is one, and its text.
-pub(crate) fn configured(dir: &Path, host: &str) -> Result<Option<(PathBuf, String)>, HostsError> {
+/// Where to ask for images of `host`. Reads files; never the network.
+pub(crate) fn endpoints(dir: &Path, host: &str) -> Result<Endpoints, HostsError> {
     for folder in folders(host) {
         let path = dir.join(folder).join("hosts.toml");
         match fs::read_to_string(&path) {
-            Ok(text) => return Ok(Some((path, text))),
+            Ok(text) => {
+                let list = parse(&path, &text, host)?;
+                return Ok(Endpoints { file: Some(path), list });
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(source) => return Err(HostsError::Read { path, source }),
         }
     }
-    Ok(None)
+    Ok(Endpoints { file: None, list: upstream(host) })
 }
 
 /// Names of the folder that may configure `host`. A reference's host has no slash and is not `..`.
@@ -355,7 +358,7 @@ mod tests {
     fn without_a_file_the_host_itself_is_asked() {
         let dir = tempfile::tempdir().unwrap();
         let urls = |host| -> Vec<String> {
-            endpoints(dir.path(), host).unwrap().iter().map(|e| e.url.to_string()).collect()
+            endpoints(dir.path(), host).unwrap().list.iter().map(|e| e.url.to_string()).collect()
         };
         assert_eq!(urls("docker.io"), ["https://registry-1.docker.io/v2"]);
         assert_eq!(urls("r.example:5000"), ["https://r.example:5000/v2"]);
@@ -372,9 +375,12 @@ mod tests {
             fs::create_dir(dir.path().join(folder)).unwrap();
             fs::write(dir.path().join(folder).join("hosts.toml"), format!("server = {server:?}")).unwrap();
         }
-        assert_eq!(endpoints(dir.path(), "q.example").unwrap()[0].url.as_str(), "https://any.example/v2");
         assert_eq!(
-            endpoints(dir.path(), "r.example:5000").unwrap()[0].url.as_str(),
+            endpoints(dir.path(), "q.example").unwrap().list[0].url.as_str(),
+            "https://any.example/v2"
+        );
+        assert_eq!(
+            endpoints(dir.path(), "r.example:5000").unwrap().list[0].url.as_str(),
             "https://port.example/v2"
         );
     }

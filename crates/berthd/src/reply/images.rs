@@ -7,10 +7,11 @@ use berth_cri::berth::v1::{
 use berth_cri::runtime::v1::{
     AuthConfig, FilesystemIdentifier, FilesystemUsage, Image, ImageSpec, Int64Value, UInt64Value,
 };
-use berth_image::{Answer, Credentials, Explanation, FsUsage};
+use berth_image::{Answer, Credentials, Explanation, FsUsage, RegistryError};
 use serde_json::{Value, json};
 
 use super::{Info, topic};
+use crate::error::Chain;
 
 pub(crate) fn image(image: &berth_image::Image) -> Image {
     Image {
@@ -84,7 +85,11 @@ fn explained_endpoint(endpoint: berth_image::ExplainedEndpoint) -> ExplainedEndp
             Answer::Has(digest) => {
                 WireAnswer::Digest(digest.map(|digest| digest.to_string()).unwrap_or_default())
             }
-            Answer::Failed(failure) => WireAnswer::Failure(failure),
+            // The endpoint stands beside it, and what was asked of it.
+            Answer::Failed(RegistryError { kind, source: None, .. }) => WireAnswer::Failure(kind.to_string()),
+            Answer::Failed(RegistryError { kind, source: Some(source), .. }) => {
+                WireAnswer::Failure(format!("{kind}: {}", Chain(&source)))
+            }
         }),
     }
 }

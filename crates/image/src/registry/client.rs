@@ -1,6 +1,7 @@
 //! Requests to a registry: endpoints in turn, challenges answered, redirects followed by our own rules.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Mutex as StdMutex;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::sync::Mutex;
 use super::auth::{Challenge, Credentials, MalformedAuth, Secret, basic, challenges, fetch_token};
 use super::{RegistryError, RegistryErrorKind};
 use crate::digest::Digest;
-use crate::hosts::{Endpoint, Tls, authority};
+use crate::hosts::{Endpoint, Endpoints, Tls, authority};
 use crate::manifest::MANIFEST_TYPES;
 use crate::reference::{Reference, is_loopback};
 
@@ -91,7 +92,10 @@ pub(crate) struct Host {
 /// One pull's view of a registry.
 pub(crate) struct Session {
     reference: Reference,
-    hosts: Vec<Host>,
+    /// The `hosts.toml` that names the hosts.
+    pub(crate) file: Option<PathBuf>,
+    /// In the order they are asked.
+    pub(crate) hosts: Vec<Host>,
     scope: String,
 }
 
@@ -114,11 +118,12 @@ pub(crate) enum SessionError {
 impl Session {
     pub(crate) fn new(
         clients: &Clients,
-        endpoints: Vec<Endpoint>,
+        endpoints: Endpoints,
         reference: &Reference,
         credentials: Option<&Credentials>,
     ) -> Result<Session, SessionError> {
-        let hosts = endpoints
+        let Endpoints { file, list } = endpoints;
+        let hosts = list
             .into_iter()
             .map(|endpoint| {
                 let secret = match credentials {
@@ -130,7 +135,7 @@ impl Session {
             })
             .collect::<Result<_, SessionError>>()?;
         let scope = format!("repository:{}:pull", reference.repository());
-        Ok(Session { reference: reference.clone(), hosts, scope })
+        Ok(Session { reference: reference.clone(), file, hosts, scope })
     }
 
     /// The digest that the reference stands for now, when the registry tells it without sending the manifest.
@@ -139,7 +144,7 @@ impl Session {
     ///
     /// Only those that a full request would meet as well: not authorised, not found at the host itself.
     pub(crate) async fn resolve(&self) -> Result<Option<Digest>, RegistryError> {
-        let mut asked = self.ask(|host| self.may_resolve(host));
+        let mut asked = self.ask(|host| host.may_have_manifest(self.reference.digest()));
         loop {
             let host = asked.next()?;
             match self.look_up(host).await {
@@ -147,16 +152,6 @@ impl Session {
                 Err(error) => asked.failed(host, error),
             }
         }
-    }
-
-    /// In the order they are asked.
-    pub(crate) fn hosts(&self) -> impl Iterator<Item = &Host> {
-        self.hosts.iter()
-    }
-
-    /// Whether an endpoint may be asked for the reference itself.
-    pub(crate) fn may_resolve(&self, host: &Host) -> bool {
-        if self.reference.digest().is_none() { host.endpoint.resolve } else { host.endpoint.pull }
     }
 
     /// What one endpoint says the reference stands for, when it says so.
@@ -175,8 +170,7 @@ impl Session {
         let selector = digest.map_or(self.reference.selector(), Digest::as_str);
         let step = format!("fetch manifest {selector}");
         let path = format!("manifests/{selector}");
-        let mut asked =
-            self.ask(|host| if digest.is_none() { host.endpoint.resolve } else { host.endpoint.pull });
+        let mut asked = self.ask(|host| host.may_have_manifest(digest));
         loop {
             let host = asked.next()?;
             match self.manifest_at(host, &path, &step, digest).await {
@@ -453,6 +447,11 @@ impl Host {
     fn error(&self, step: &str, kind: RegistryErrorKind, source: Option<reqwest::Error>) -> RegistryError {
         let endpoint = self.endpoint.url.origin().ascii_serialization();
         RegistryError { endpoint, step: step.to_owned(), kind, source }
+    }
+
+    /// Whether it may be asked for a manifest: by its digest, or by a tag where there is none.
+    pub(crate) fn may_have_manifest(&self, digest: Option<&Digest>) -> bool {
+        if digest.is_none() { self.endpoint.resolve } else { self.endpoint.pull }
     }
 
     /// Whether `other` is this plain HTTP server, asked in TLS.
