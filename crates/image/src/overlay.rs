@@ -33,7 +33,6 @@ pub(crate) struct Overlay<'a> {
     pub(crate) upper: Option<(&'a Path, &'a Path)>,
     /// No flush reaches the upper directory's disk: not when the container asks, not at unmount.
     pub(crate) volatile: bool,
-    pub(crate) readonly: bool,
     /// The lower directories' files have the owners that this user namespace maps theirs to. What is written has its owners
     /// as they are: the layers are everybody's, the upper directory is of one user namespace.
     pub(crate) user_namespace: Option<BorrowedFd<'a>>,
@@ -147,9 +146,9 @@ impl Overlay<'_> {
     }
 
     fn attributes(&self) -> MountAttrFlags {
-        match self.readonly {
-            true => MountAttrFlags::MOUNT_ATTR_RDONLY,
-            false => MountAttrFlags::empty(),
+        match self.upper {
+            None => MountAttrFlags::MOUNT_ATTR_RDONLY,
+            Some(_) => MountAttrFlags::empty(),
         }
     }
 
@@ -184,7 +183,7 @@ impl Overlay<'_> {
         nix::unistd::chdir("/proc/self/fd").map_err(errno("enter the folder of handles"))?;
         // Any folder will do as a place: nobody else sees this namespace. /proc is one that is there for sure,
         // and the current folder keeps the proc below it.
-        let flags = if self.readonly { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        let flags = if self.upper.is_none() { MsFlags::MS_RDONLY } else { MsFlags::empty() };
         nix::mount::mount(Some("overlay"), "/proc", Some("overlay"), flags, Some(options.as_str()))
             .map_err(errno("mount the overlay"))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -297,7 +296,6 @@ mod tests {
             lower: &lower,
             upper: Some((&upper, &work)),
             volatile: false,
-            readonly: false,
             user_namespace: Some(user.as_fd()),
         };
         let older = || {

@@ -149,7 +149,6 @@ impl Snapshot {
             lower: &lower,
             upper: writable.then_some((&upper, &work)),
             volatile: writable,
-            readonly: !writable,
             user_namespace: options.user_namespace,
         };
         overlay.mount().map_err(|error| refused(&self.id, error))
@@ -249,7 +248,6 @@ pub(crate) fn try_mapping_ids(layout: &Layout, user_namespace: BorrowedFd<'_>) -
         lower: &[lower],
         upper: Some((&upper, &work)),
         volatile: false,
-        readonly: false,
         user_namespace: Some(user_namespace),
     };
     overlay.mount().map(drop).map_err(|error| refused(ID, error))
