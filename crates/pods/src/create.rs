@@ -93,7 +93,7 @@ async fn remove_old_attempts(
     let looked_at = |container: &Container| {
         let mut living =
             view.containers.values().filter(|other| !matches!(other.state, ContainerState::Exited(_)));
-        living.any(|other| other.sees_remains_of(container))
+        living.any(|other| other.remains_of() == Some(container.id.as_str()))
     };
     let old = view.containers.values().filter(|container| {
         let (its_name, its_attempt) = container.name_and_attempt();

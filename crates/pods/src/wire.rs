@@ -127,7 +127,7 @@ fn container(
         last: status.last.as_ref().map(|ended| terminated(ended, earlier.map(|live| &**live), 0)),
         target: ephemeral.and_then(|one| one.target.clone()).unwrap_or_default(),
         remains_at: live
-            .filter(|live| live.sees_remains())
+            .and_then(|live| live.remains_of())
             .map(|_| REMAINS_PATH.to_owned())
             .unwrap_or_default(),
     }

@@ -2,7 +2,7 @@
 
 use std::{os::fd::AsFd, path::Path};
 
-use berth_cri::runtime::v1::{ContainerConfig, Mount, MountPropagation};
+use berth_cri::runtime::v1::ContainerConfig;
 use berth_image::{MountOptions, Shown};
 
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     folders::place,
     host::{Host, blocking},
     user_namespace::PodUserNamespace,
+    volumes,
 };
 
 /// Annotation of a container with the id of another in its pod, whose files it is to see at [`REMAINS_PATH`].
@@ -42,33 +43,21 @@ pub(crate) async fn add(
     let user = user.map(PodUserNamespace::open).transpose();
     let user = user.map_err(Error::step(&label, "open its pod's user namespace"))?;
     let at = folder.join("remains");
-    let host_path = at.to_string_lossy().into_owned();
+    let mount = volumes::looked_at(REMAINS_PATH, &at);
     blocking(move || {
         let shown = MountOptions { shown: Shown::Remains, user_namespace: user.as_ref().map(AsFd::as_fd) };
         let root = snapshot.mount(shown).map_err(Error::step(&label, "mount what it left"))?;
         place(&root, &at).map_err(Error::step(&label, "show what it left"))
     })
     .await?;
-    config.mounts.push(Mount {
-        container_path: REMAINS_PATH.to_owned(),
-        host_path,
-        readonly: true,
-        propagation: MountPropagation::PropagationPrivate.into(),
-        ..Mount::default()
-    });
+    config.mounts.push(mount);
     Ok(())
 }
 
 impl Container {
-    /// Whether it sees at [`REMAINS_PATH`] the files that some other one left.
+    /// The id of the one whose files it sees at [`REMAINS_PATH`].
     #[must_use]
-    pub fn sees_remains(&self) -> bool {
-        self.config.annotations.contains_key(REMAINS_OF)
-    }
-
-    /// Whether it sees the files that this other one left.
-    #[must_use]
-    pub fn sees_remains_of(&self, other: &Container) -> bool {
-        self.config.annotations.get(REMAINS_OF).is_some_and(|of| *of == other.id.as_str())
+    pub fn remains_of(&self) -> Option<&str> {
+        self.config.annotations.get(REMAINS_OF).map(String::as_str)
     }
 }

@@ -88,15 +88,20 @@ pub(crate) async fn mounted(
         })
         .await
         .map_err(failed)?;
-        *mount = Mount {
-            container_path: mount.container_path.clone(),
-            host_path: source.to_string_lossy().into_owned(),
-            readonly: true,
-            propagation: MountPropagation::PropagationPrivate.into(),
-            ..Mount::default()
-        };
+        *mount = looked_at(&mount.container_path, &source);
     }
     Ok(config)
+}
+
+/// A path of the node's in the container, read-only and unmoved by what is mounted on the node.
+pub(crate) fn looked_at(container_path: &str, source: &Path) -> Mount {
+    Mount {
+        container_path: container_path.to_owned(),
+        host_path: source.to_string_lossy().into_owned(),
+        readonly: true,
+        propagation: MountPropagation::PropagationPrivate.into(),
+        ..Mount::default()
+    }
 }
 
 /// The path of something in a mounted image, whose links lead nowhere but into it. Nobody can change what is in it, so
