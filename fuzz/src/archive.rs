@@ -79,8 +79,8 @@ pub fn mutate_in_place(
     changed.len()
 }
 
-/// Changes an archive into another of at most `limit` bytes. `seeds`: archives to take entries from. `bytes` is the engine's own change of bytes in place: of
-/// the first so many of them into so many.
+/// Changes an archive into another of at most `limit` bytes. `seeds`: archives to take entries from. `bytes` is the engine's
+/// own change of bytes in place: of the first so many of them into so many.
 fn mutate(
     seeds: &[Vec<u8>],
     archive: &[u8],

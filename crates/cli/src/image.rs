@@ -30,7 +30,7 @@ pub(crate) async fn image(client: Client, command: Image) -> Result<u8, Error> {
 }
 
 async fn pull(client: Client, args: Pull) -> Result<u8, Error> {
-    let (username, password) = if args.creds_stdin { credentials()? } else { Default::default() };
+    let (username, password) = credentials(args.creds_stdin)?;
     let request = PullRequest { reference: args.image.clone(), username, password };
     let mut answers = client.images().pull(request).await.map_err(client.failed())?.into_inner();
     let format = args.output.output;
@@ -49,7 +49,11 @@ async fn pull(client: Client, args: Pull) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn credentials() -> Result<(String, String), Error> {
+/// From standard input, when that is where they are.
+fn credentials(stdin: bool) -> Result<(String, String), Error> {
+    if !stdin {
+        return Ok(Default::default());
+    }
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).map_err(Error::file("read", "standard input"))?;
     match text.trim_end_matches(['\r', '\n']).split_once(':') {
@@ -59,7 +63,7 @@ fn credentials() -> Result<(String, String), Error> {
 }
 
 async fn explain(client: Client, args: Pull) -> Result<u8, Error> {
-    let (username, password) = if args.creds_stdin { credentials()? } else { Default::default() };
+    let (username, password) = credentials(args.creds_stdin)?;
     let request = ExplainRequest { reference: args.image, username, password };
     let explained = client.images().explain(request).await.map_err(client.failed())?.into_inner();
     if args.output.output != Format::Table {

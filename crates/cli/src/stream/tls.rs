@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio_rustls::TlsConnector;
@@ -12,7 +12,8 @@ use tokio_rustls::TlsConnector;
 /// Makes connections to the one who has the key of this certificate (DER).
 pub(super) fn connector(certificate: Vec<u8>) -> Result<TlsConnector, Error> {
     let provider = Arc::new(ring::default_provider());
-    let pinned = Pinned { certificate: certificate.into(), provider: Arc::clone(&provider) };
+    let algorithms = provider.signature_verification_algorithms;
+    let pinned = Pinned { certificate: certificate.into(), algorithms };
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -24,7 +25,7 @@ pub(super) fn connector(certificate: Vec<u8>) -> Result<TlsConnector, Error> {
 #[derive(Debug)]
 struct Pinned {
     certificate: CertificateDer<'static>,
-    provider: Arc<CryptoProvider>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerCertVerifier for Pinned {
@@ -48,8 +49,7 @@ impl ServerCertVerifier for Pinned {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -58,12 +58,11 @@ impl ServerCertVerifier for Pinned {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -73,8 +72,8 @@ mod tests {
 
     #[test]
     fn another_certificate_is_refused() {
-        let provider = Arc::new(ring::default_provider());
-        let pinned = Pinned { certificate: vec![1, 2, 3].into(), provider };
+        let algorithms = ring::default_provider().signature_verification_algorithms;
+        let pinned = Pinned { certificate: vec![1, 2, 3].into(), algorithms };
         let verify = |certificate: Vec<u8>| {
             let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
             pinned.verify_server_cert(&certificate.into(), &[], &name, &[], UnixTime::now())

@@ -128,17 +128,17 @@ where
 
 fn tls() -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+    let known = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| error.to_string())?;
-    let config = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)));
+    let config = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(known)));
     Ok(Arc::new(config.with_no_client_auth()))
 }
 
 /// Takes any certificate: the question is whether it answers, and to whom it belongs nobody on the node knows (Kubernetes,
 /// "HTTP probes").
 #[derive(Debug)]
-struct Anyone(Arc<rustls::crypto::CryptoProvider>);
+struct Anyone(rustls::crypto::WebPkiSupportedAlgorithms);
 
 impl ServerCertVerifier for Anyone {
     fn verify_server_cert(
@@ -158,8 +158,7 @@ impl ServerCertVerifier for Anyone {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, known)
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0)
     }
 
     fn verify_tls13_signature(
@@ -168,12 +167,11 @@ impl ServerCertVerifier for Anyone {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, known)
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.supported_schemes()
     }
 }
 
