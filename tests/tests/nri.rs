@@ -298,18 +298,39 @@ fn a_plugin_may_change_the_command() {
 }
 
 #[test]
+fn a_plugin_may_say_how_a_container_is_scheduled() {
+    on_node_with(nri::options(""), async |node| {
+        let linux = json!({
+            "scheduler": { "policy": "SCHED_BATCH", "nice": 7 },
+            "ioPriority": { "class": "IOPRIO_CLASS_IDLE" },
+        });
+        let adjust = json!({ "linux": linux });
+        let _plugin = Plugin::connect(node, "10-change", create("main", adjust)).await?;
+        let pod = node.run_pod(node.pod("web")).await?;
+        let container = pod.run(sleeper("main")).await?;
+        // proc_pid_stat(5): nice is the 19th field, the policy the 41st. The same for what is run in it later.
+        for process in ["1", "self"] {
+            let seen = container.sh(&format!("awk '{{ print $19, $41 }}' /proc/{process}/stat")).await?;
+            ensure!(seen.trim() == "7 3", "{process}: {seen}");
+        }
+        ensure!(container.sh("ionice -p 1; ionice").await? == "idle\nidle\n");
+        Ok(())
+    });
+}
+
+#[test]
 fn what_the_native_launcher_cannot_do_is_an_error_with_the_fields_name() {
     on_node_with(nri::options(""), async |node| {
         let mut script = json!({ "create": {
             "path": { "adjust": { "linux": { "cgroupsPath": "/elsewhere" } } },
             "class": { "adjust": { "linux": { "resources": { "rdtClass": { "value": "gold" } } } } },
-            "policy": { "adjust": { "linux": { "memoryPolicy": { "mode": "MPOL_BIND", "nodes": "0" } } } },
+            "cache": { "adjust": { "linux": { "rdt": { "closId": { "value": "gold" } } } } },
         } });
         script["events"] = json!("CreateContainer,StopContainer,RemoveContainer");
         let plugin = Plugin::connect(node, "10-change", script).await?;
         let pod = node.run_pod(node.pod("web")).await?;
         for (name, field) in
-            [("path", "linux.cgroupsPath"), ("class", "RDT class"), ("policy", "linux.memoryPolicy")]
+            [("path", "linux.cgroupsPath"), ("class", "RDT class"), ("cache", "linux.intelRdt")]
         {
             let error = pod.create(sleeper(name)).await.unwrap_err();
             ensure!(format!("{error:#}").contains(field), "{error:#}");

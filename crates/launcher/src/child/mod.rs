@@ -10,6 +10,7 @@ mod host;
 mod mounts;
 mod program;
 mod rootfs;
+mod scheduling;
 mod terminal;
 mod user;
 
@@ -96,6 +97,7 @@ pub(crate) fn first_process(
         let master = terminal.map(terminal::Terminal::take_over).transpose()?;
         program.own_stdio()?;
         program.set_limits()?;
+        scheduling::apply(process, &mut warnings)?;
         if let Some(user) = user {
             user.enter()?;
             if let Some(master) = &master {
@@ -149,6 +151,7 @@ pub(crate) fn further_process(
         let master = terminal.map(terminal::Terminal::take_over).transpose()?;
         program.own_stdio()?;
         program.set_limits()?;
+        scheduling::apply(process, &mut warnings)?;
         if plan.user_namespace {
             let step = "enter the container's user namespace";
             rustix::thread::move_into_thread_name_spaces(container.as_fd(), ThreadNameSpaceType::USER)

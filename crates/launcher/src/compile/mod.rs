@@ -17,6 +17,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod resources;
+mod scheduling;
 
 use berth_cri::berth::v1::{ExecPlan, LaunchPlan, PlanHeader, Sysctl};
 use oci_spec::runtime::{Linux, Process, Spec};
@@ -159,7 +160,6 @@ fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), CompileError> {
     let fields = [
         ("domainname", spec.domainname().as_ref().is_some_and(|name| !name.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
         ("linux.personality", linux.personality().is_some()),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),

@@ -4,7 +4,7 @@ use berth_cri::berth::v1::{ProcessPlan, Rlimit, Seccomp};
 use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompFilterFlag, PosixRlimitType, Process};
 
 use super::ids::{Ids, host_gid, host_uid};
-use super::{CompileError, CompileInput, Warning, capabilities};
+use super::{CompileError, CompileInput, Warning, capabilities, scheduling};
 
 const DEFAULT_UMASK: u32 = 0o022;
 
@@ -15,13 +15,8 @@ pub(super) fn compile(
     input: CompileInput<'_>,
     warnings: &mut Vec<Warning>,
 ) -> Result<ProcessPlan, CompileError> {
-    let unsupported = [
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ];
-    if let Some((field, _)) = unsupported.into_iter().find(|(_, present)| *present) {
-        return Err(CompileError::unsupported(field));
+    if process.exec_cpu_affinity().is_some() {
+        return Err(CompileError::unsupported("process.execCPUAffinity"));
     }
     let args = process.args().as_deref().filter(|args| !args.is_empty());
     let cwd = process.cwd().to_str().filter(|cwd| cwd.starts_with('/'));
@@ -59,6 +54,9 @@ pub(super) fn compile(
         stdio_uid: host_uid(ids, "process.user.uid", user.uid())?,
         console_rows: console.map_or(0, |size| side(size.height())),
         console_columns: console.map_or(0, |size| side(size.width())),
+        scheduler: process.scheduler().as_ref().map(scheduling::scheduler).transpose()?,
+        io_priority: process.io_priority().as_ref().map(scheduling::io_priority).transpose()?,
+        memory_policy: linux.memory_policy().as_ref().map(scheduling::memory_policy).transpose()?,
     })
 }
 
@@ -79,6 +77,12 @@ pub(super) fn confine_like(process: &Process, first: &Process) -> Process {
     }
     if merged.oom_score_adj().is_none() {
         merged.set_oom_score_adj(first.oom_score_adj());
+    }
+    if merged.scheduler().is_none() {
+        merged.set_scheduler(first.scheduler().clone());
+    }
+    if merged.io_priority().is_none() {
+        merged.set_io_priority(*first.io_priority());
     }
     // Never less confined than the first, whatever the process says.
     if first.no_new_privileges() == Some(true) || merged.no_new_privileges().is_none() {

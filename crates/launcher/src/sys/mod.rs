@@ -257,6 +257,43 @@ pub fn seccomp_load(program: &[FilterInstruction], flags: u32) -> io::Result<()>
     })
 }
 
+/// sched_setattr(2) for this thread.
+///
+/// # Errors
+/// `EPERM` for more than this process may have, or than its cgroup has realtime for; `EINVAL` for values that do not go
+/// together; `EBUSY` when there is no processor time for a deadline.
+pub fn set_scheduler(attributes: &libc::sched_attr) -> io::Result<()> {
+    let (this_thread, no_flags) = (0, 0);
+    // SAFETY: the kernel reads as many bytes of `attributes` as its field `size` says.
+    check(unsafe {
+        libc::syscall(libc::SYS_sched_setattr, this_thread, std::ptr::from_ref(attributes), no_flags)
+    })
+}
+
+/// ioprio_set(2) for this thread: class and level in one number.
+///
+/// # Errors
+/// `EPERM` for the realtime class without the capability for it; `EINVAL` for an unknown class.
+pub fn set_io_priority(priority: u32) -> io::Result<()> {
+    /// linux/ioprio.h
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    let this_thread = 0;
+    // SAFETY: three integers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, this_thread, priority) })
+}
+
+/// set_mempolicy(2) for this thread; execve keeps it. `nodes` is a mask, 64 nodes in each element.
+///
+/// # Errors
+/// `EINVAL` for nodes that are not there or a mode that does not want any; `ENOSYS` on a kernel without NUMA.
+pub fn set_memory_policy(mode: i32, nodes: &[u64]) -> io::Result<()> {
+    let mask = if nodes.is_empty() { std::ptr::null() } else { nodes.as_ptr() };
+    // The kernel takes one off before it counts.
+    let bits = nodes.len() * 64 + 1;
+    // SAFETY: the kernel reads `bits` - 1 bits behind `mask`, which are `nodes`, and none when that is 0.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) })
+}
+
 /// Leaves the session keyring that was inherited for a new one without a name, keyctl(2) KEYCTL_JOIN_SESSION_KEYRING.
 ///
 /// # Errors

@@ -96,7 +96,7 @@ pub fn busybox_root() -> TempDir {
     fs::copy("/bin/busybox", root.path().join("bin/busybox")).expect("busybox-static is installed");
     for applet in
         "sh cat ls stat id sleep echo mount umount touch mkdir chmod hostname readlink sort grep dd true \
-                   false env pwd test tty stty kill mknod head tail wc find awk ps"
+                   false env pwd ionice test tty stty kill mknod head tail wc find awk ps"
             .split_whitespace()
     {
         symlink("busybox", root.path().join("bin").join(applet)).unwrap();

@@ -2,12 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use berth_launcher::compile::compile;
 use serde_json::{Value, json};
 
 use crate::common::*;
 
 pub const TESTS: &[Test] = &[
     ("first_and_further_processes_are_confined_alike", first_and_further_processes_are_confined_alike),
+    ("priorities_that_cannot_be_are_told", priorities_that_cannot_be_are_told),
     ("a_user_is_a_user_with_just_its_groups", a_user_is_a_user_with_just_its_groups),
     ("capabilities_are_those_of_the_spec", capabilities_are_those_of_the_spec),
     ("no_capabilities_in_the_spec_are_none", no_capabilities_in_the_spec_are_none),
@@ -22,7 +24,9 @@ pub const TESTS: &[Test] = &[
 ];
 
 const STATUS: &str = "grep -E '^(Uid|Gid|Groups|Umask|Cap|NoNewPrivs|Seccomp)' /proc/self/status; \
-                      cat /proc/self/limits /proc/self/oom_score_adj; pwd; env | sort; ls -1 /proc/self/fd";
+                      cat /proc/self/limits /proc/self/oom_score_adj; pwd; env | sort; ls -1 /proc/self/fd; \
+                      ionice; awk '{ print \"nice \" $19 \" policy \" $41 }' /proc/self/stat; \
+                      awk 'NR == 1 { print \"memory \" $2 }' /proc/self/numa_maps";
 
 /// Refuses mkdir and mkdirat with EPERM, allows the rest. x86-64 or aarch64 numbers, by libc.
 fn no_mkdir() -> Vec<u8> {
@@ -59,6 +63,10 @@ fn first_and_further_processes_are_confined_alike() {
     spec["process"]["user"] = json!({ "uid": 1234, "gid": 99, "additionalGids": [7, 8], "umask": 0o027 });
     spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }]);
     spec["process"]["oomScoreAdj"] = json!(500);
+    spec["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 3 });
+    spec["process"]["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": 5 });
+    spec["linux"]["memoryPolicy"] =
+        json!({ "mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"] });
     let filter = no_mkdir();
     let mut container = Container::create_in(busybox_root(), &spec, Some(&filter));
     container.process.ready().unwrap();
@@ -75,6 +83,7 @@ fn first_and_further_processes_are_confined_alike() {
     process.set_args(Some(vec!["sh".into(), "-c".into(), format!("{STATUS}; echo end")]));
     // What an exec request does not say comes from the container.
     process.set_capabilities(None).set_rlimits(None).set_oom_score_adj(None).set_no_new_privileges(None);
+    process.set_io_priority(None).set_scheduler(None);
     let mut exec = container.exec_process(&process, Some(&filter));
     exec.ready().unwrap();
     let second = exec.result().0;
@@ -83,6 +92,25 @@ fn first_and_further_processes_are_confined_alike() {
         ["Uid:\t1234\t1234", "Gid:\t99\t99", "Groups:\t7 8", "Umask:\t0027", "NoNewPrivs:\t1", "Seccomp:\t2"]
     {
         assert!(first.contains(line), "{line} is not in {first}");
+    }
+    assert!(first.ends_with("best-effort: prio 3\nnice 5 policy 3\nmemory bind=static:0\nend\n"), "{first}");
+}
+
+fn priorities_that_cannot_be_are_told() {
+    let mut refused = spec("true");
+    refused["process"]["scheduler"] = json!({ "policy": "SCHED_FIFO", "priority": 1000 });
+    let mut container = Container::create_in(busybox_root(), &refused, None);
+    let error = container.process.ready().unwrap_err().to_string();
+    assert!(error.starts_with("set the scheduler"), "{error}");
+    let cgroup = OwnCgroup::new();
+    for (field, value) in [
+        ("ioPriority", json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 })),
+        ("scheduler", json!({ "policy": "SCHED_RR", "priority": -1 })),
+    ] {
+        let mut invalid = spec("true");
+        invalid["process"][field] = value;
+        let error = compile(&parse(&invalid), input(&cgroup.0)).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("process.{field}")), "{error}");
     }
 }
 
