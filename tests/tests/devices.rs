@@ -4,12 +4,13 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use berth_tests::{
     Node, Options,
-    cri::{code_of, script, security, sleeper},
+    cri::{NamespaceMode, code_of, pod_namespaces, script, security, sleeper},
     on_node_with,
 };
 use k8s_cri::v1::{CdiDevice, ContainerConfig, Int64Value};
@@ -30,7 +31,7 @@ fn describe(node: &Node, file: &str, device: &str, edits: &Value) -> Result<Path
     let path = node.dir().join(file);
     fs::create_dir_all(path.parent().context("a folder")?)?;
     let spec = json!({
-        "cdiVersion": "0.7.0",
+        "cdiVersion": "1.1.0",
         "kind": "vendor.com/thing",
         "devices": [{ "name": device, "containerEdits": edits }],
     });
@@ -170,6 +171,79 @@ fn a_device_that_cannot_be_told_is_an_error_with_what_was_found() {
         let (_, text) = refused("gone").await?;
         ensure!(text.contains("/dev/no-such-thing"), "{text}");
         Ok(())
+    });
+}
+
+/// A cable between two interfaces of the host's, gone with either of them.
+struct Cable {
+    given: String,
+    other: String,
+}
+
+impl Cable {
+    fn new() -> Result<Self> {
+        let id = std::process::id();
+        let cable = Self { given: format!("given{id}"), other: format!("other{id}") };
+        ip(&format!("link add {} type veth peer name {}", cable.given, cable.other))?;
+        for address in ["192.0.2.7/24", "2001:db8::7/64 nodad"] {
+            ip(&format!("address add {address} dev {}", cable.given))?;
+        }
+        Ok(cable)
+    }
+
+    fn is_on_the_host(&self) -> bool {
+        Path::new("/sys/class/net").join(&self.given).exists()
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        // Gone with the pod already, unless the test failed.
+        let _ = ip(&format!("link delete {}", self.other));
+    }
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip").args(arguments.split(' ')).output()?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn an_interface_of_the_hosts_moves_to_the_pod_with_its_addresses() {
+    on_cdi_node(async |node| {
+        let cable = Cable::new()?;
+        let device =
+            |host: &str, name: &str| json!({ "netDevices": [{ "hostInterfaceName": host, "name": name }] });
+        describe(node, "cdi/card.json", "card", &device(&cable.given, "data0"))?;
+        describe(node, "cdi/taken.json", "taken", &device(&cable.given, "lo"))?;
+        describe(node, "cdi/missing.json", "missing", &device("no-such-card", "data1"))?;
+        let pod = node.run_pod(node.pod("web")).await?;
+        for (wrong, why) in [("taken", "the pod has another interface"), ("missing", "no-such-card")] {
+            let error = pod.create(with_device(sleeper(wrong), wrong)).await.err().context("it was made")?;
+            ensure!(code_of(&error) == Some(Code::FailedPrecondition), "{error:#}");
+            ensure!(format!("{error:#}").contains(why), "{error:#}");
+        }
+        ensure!(cable.is_on_the_host(), "a refused container keeps nothing");
+
+        let mut on_host = node.pod("on-host");
+        pod_namespaces(&mut on_host).network = NamespaceMode::Node.into();
+        let on_host = node.run_pod(on_host).await?;
+        let error =
+            on_host.create(with_device(sleeper("main"), "card")).await.err().context("it was made")?;
+        ensure!(format!("{error:#}").contains("linux.netDevices"), "{error:#}");
+
+        // Twice: it is there already when a container of the pod starts again.
+        for name in ["main", "again"] {
+            let container = pod.run(with_device(sleeper(name), "card")).await?;
+            let seen = container.sh("ip -o address show data0; ip link show data0").await?;
+            for part in ["192.0.2.7/24", "2001:db8::7/64", ",UP"] {
+                ensure!(seen.contains(part), "{name}: no {part} in {seen}");
+            }
+        }
+        ensure!(!cable.is_on_the_host(), "it is the pod's now");
+        pod.remove().await?;
+        on_host.remove().await
     });
 }
 

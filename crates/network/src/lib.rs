@@ -28,6 +28,7 @@
 mod bridge;
 mod cni;
 mod conntrack;
+mod device;
 mod dial;
 mod error;
 mod hostport;
@@ -46,6 +47,7 @@ mod thread;
 
 pub use bridge::BridgeError;
 pub use cni::{CniError, ConfigError, ContentError, PluginError};
+pub use device::{DeviceError, move_device};
 pub use dial::dial_loopback;
 pub use error::{AttachError, CheckError, DetachError, PodCidrError, ShutdownError, StartError, SweepError};
 pub use hostport::{HostPortError, PortMapping, Protocol};

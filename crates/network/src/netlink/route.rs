@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage},
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
         InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -31,6 +31,7 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
     pub(crate) is_bridge: bool,
     pub(crate) is_up: bool,
+    pub(crate) is_loopback: bool,
     alias: String,
 }
 
@@ -142,6 +143,15 @@ pub(crate) fn raise_link(index: u32) -> Request {
     request(format!("set link {index} up"), ACK, RouteNetlinkMessage::SetLink(message))
 }
 
+/// Moves a link into another network namespace, and renames it there.
+pub(crate) fn move_link(index: u32, netns: BorrowedFd<'_>, name: &str) -> Request {
+    let mut message =
+        link(vec![LinkAttribute::NetNsFd(netns.as_raw_fd()), LinkAttribute::IfName(name.to_owned())]);
+    message.header.index = index;
+    let step = format!("move link {index} to another network namespace as {name}");
+    request(step, ACK, RouteNetlinkMessage::SetLink(message))
+}
+
 /// Makes a link a bridge's port again.
 pub(crate) fn connect_to_bridge(name: &str, bridge: u32) -> Request {
     let message = link(vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Controller(bridge)]);
@@ -196,6 +206,13 @@ impl Socket {
         }
     }
 
+    /// The addresses of a link that are seen from outside and do not run out.
+    pub(crate) fn addresses_of(&mut self, link: u32) -> Result<Vec<IpNet>, NetlinkError> {
+        let asked = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.query(request(format!("list addresses of link {link}"), DUMP, asked))?;
+        Ok(answers.iter().filter_map(|answer| read_address(answer, link)).collect())
+    }
+
     /// All links that are ports of a bridge.
     pub(crate) fn ports_of(&mut self, bridge: u32) -> Result<Vec<Link>, NetlinkError> {
         let asked = RouteNetlinkMessage::GetLink(LinkMessage::default());
@@ -236,6 +253,7 @@ fn read_link(answer: &Answer) -> Option<Link> {
         master: None,
         is_bridge: false,
         is_up: message.header.flags.contains(LinkFlags::Up),
+        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
         alias: String::new(),
     };
     for attribute in message.attributes {
@@ -251,6 +269,25 @@ fn read_link(answer: &Answer) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+fn read_address(answer: &Answer, link: u32) -> Option<IpNet> {
+    let RouteNetlinkMessage::NewAddress(message) = parse(answer)? else { return None };
+    let header = &message.header;
+    let lasting = header.flags.contains(AddressHeaderFlags::Permanent);
+    if header.index != link || header.scope != AddressScope::Universe || !lasting {
+        return None;
+    }
+    // Of a cable with two ends IPv4's "address" is the other one.
+    let own = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(own) => Some(*own),
+        _ => None,
+    });
+    let any = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    IpNet::new(own.or(any)?, header.prefix_len).ok()
 }
 
 fn default_route_interface(answer: &Answer) -> Option<u32> {

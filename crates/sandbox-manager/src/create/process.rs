@@ -1,12 +1,13 @@
 //! The container's first process: made by berth's launcher, by an OCI runtime, or by CRIU from a checkpoint.
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{borrow::Cow, fs::File, io, os::fd::OwnedFd, sync::Arc};
 
 use berth_cri::berth::v1::{CreateProcess, ExternalRuntime};
 use berth_launcher::{
     cgroup::{Cgroup, CgroupError},
     compile::{self, Compiled},
 };
+use berth_network::DeviceError;
 use berth_oci::seccomp;
 use berth_supervisor::client::NativeFds;
 use oci_spec::runtime::Spec;
@@ -47,6 +48,7 @@ impl Creation {
             restored: None,
         };
         let mut hooks = None;
+        let spec = &*self.with_net_devices(spec).await?;
         let fds = match host.handler(&sandbox.handler)? {
             Handler::Native if restored.is_some() => {
                 let at = dir.rootfs(&self.id);
@@ -96,6 +98,38 @@ impl Creation {
             resumed.map_err(Error::refused(&self.id, self.label(), "set its process up"))?;
         }
         Ok(created.pid)
+    }
+
+    /// Moves the interfaces that the spec names into the pod's network namespace, and takes them out of what the native
+    /// launcher is to do: the namespace is none of its making. An OCI runtime does that itself.
+    async fn with_net_devices<'a>(&self, spec: &'a Spec) -> Result<Cow<'a, Spec>, Error> {
+        let devices = spec.linux().as_ref().and_then(|linux| linux.net_devices().clone()).unwrap_or_default();
+        let sandbox = &self.pod.sandbox;
+        if devices.is_empty() || matches!(self.host.handler(&sandbox.handler)?, Handler::External { .. }) {
+            return Ok(Cow::Borrowed(spec));
+        }
+        if sandbox.host_network() {
+            let why = "the pod is in the host's network, where they are already".to_owned();
+            return Err(Error::Invalid { field: "linux.netDevices", why });
+        }
+        let netns = format!("/proc/{}/ns/net", self.supervisor.pid());
+        for (device, wanted) in devices {
+            let name = wanted.name().clone().unwrap_or_else(|| device.clone());
+            let netns = File::open(&netns).map_err(self.step("open its network namespace"))?;
+            let moved = berth_network::move_device(netns.into(), device, name).await;
+            moved.map_err(|err| match err {
+                DeviceError::Missing(_) | DeviceError::Kept(_) | DeviceError::Taken(_) => {
+                    Error::NodeLacks(format!("{}: {err}", self.label()))
+                }
+                err => self.step("give its pod an interface of the host's")(err),
+            })?;
+        }
+        let mut spec = spec.clone();
+        spec.set_linux(spec.linux().clone().map(|mut linux| {
+            linux.set_net_devices(None);
+            linux
+        }));
+        Ok(Cow::Owned(spec))
     }
 
     /// The hooks of a container of the native launcher, kept for later.
