@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::error::Chain;
 use crate::lock::{FolderLock, LockError};
+use crate::metrics::Calls;
 use crate::notify::Notifier;
 use crate::server;
 use crate::services::Services;
@@ -61,21 +62,15 @@ pub async fn run(
 
     let stopping = CancellationToken::new();
     let limits = config.limits.clone();
-    let services = Services::build(config.clone(), stopping.clone()).await.map_err(AppError::Services)?;
-    let Services { runtime, images, pods, more_images, background: _background, plugins } = services;
-    let network = runtime.network.clone();
+    let calls = Calls::default();
+    let services = Services::build(config.clone(), calls.clone(), stopping.clone());
+    let Services { handlers, network, background: _background, plugins } =
+        services.await.map_err(AppError::Services)?;
 
     let (listener, _file) = bound.listen()?;
     let incoming = socket::incoming(listener);
-    let mut serving = pin!(server::serve(
-        runtime,
-        images,
-        pods,
-        more_images,
-        &limits,
-        incoming,
-        stopping.clone().cancelled_owned()
-    ));
+    let mut serving =
+        pin!(server::serve(handlers, calls, &limits, incoming, stopping.clone().cancelled_owned()));
     info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),

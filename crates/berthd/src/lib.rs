@@ -4,7 +4,7 @@
 //! (log, deadline, admission), the translation between CRI messages and the crates below, start-up and shutdown.
 //! It never decides anything about a pod, a container or an image: the handlers translate and delegate.
 //!
-//! What a call passes, outermost first: `rpc::trace` (a span and one line at the end), `rpc::deadline`,
+//! What a call passes, outermost first: `rpc::trace` (a span, one line at the end, a count), `rpc::deadline`,
 //! `rpc::admission`, then the handler in `runtime_service`, `image_service` or `pods_service`.
 
 pub mod app;
@@ -16,6 +16,7 @@ pub mod error;
 mod image_service;
 mod images_service;
 pub mod lock;
+pub mod metrics;
 pub mod notify;
 mod plugins;
 mod pods_service;

@@ -13,11 +13,9 @@ use tower::ServiceBuilder;
 
 use crate::config::Limits;
 pub use crate::config::MESSAGE_BYTES;
-use crate::image_service::ImageHandlers;
-use crate::images_service::ImagesHandlers;
-use crate::pods_service::PodsHandlers;
+use crate::metrics::Calls;
 use crate::rpc::{Admission, AroundLayer, Deadline, Trace};
-use crate::runtime_service::RuntimeHandlers;
+use crate::services::Handlers;
 
 /// Calls in flight on one connection. kubelet uses two connections for everything, so this is not the limit that
 /// counts (`limits.max_rpcs` is); it bounds what h2 buffers for a client that opens streams and sends nothing.
@@ -34,22 +32,21 @@ const RESETS_PER_CONNECTION: usize = 1024;
 /// # Errors
 /// The transport's; a single connection's error is not one.
 pub(crate) async fn serve(
-    runtime: RuntimeHandlers,
-    images: ImageHandlers,
-    pods: PodsHandlers,
-    more_images: ImagesHandlers,
+    handlers: Handlers,
+    calls: Calls,
     limits: &Limits,
     incoming: impl Stream<Item = io::Result<UnixStream>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), transport::Error> {
     // What is sent has no limit here: it is the caller who knows what it takes (kubelet: 16 MiB), and an ExecSync with
     // two full streams is above that by CRI's own rule.
+    let Handlers { runtime, images, pods, more_images } = handlers;
     let runtime = RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_BYTES);
     let images = ImageServiceServer::new(images).max_decoding_message_size(MESSAGE_BYTES);
     let pods = PodsServer::new(pods).max_decoding_message_size(MESSAGE_BYTES);
     let more_images = ImagesServer::new(more_images).max_decoding_message_size(MESSAGE_BYTES);
     let layers = ServiceBuilder::new() // the top line sees the call first
-        .layer(AroundLayer(Trace))
+        .layer(AroundLayer(Trace(calls)))
         .layer(AroundLayer(Deadline)) // inside the log, which is to tell an expired deadline from a caller that went away
         .layer(AroundLayer(Admission::new(limits.max_rpcs)));
     Server::builder()

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, RuntimeHandler};
 use crate::image_service::ImageHandlers;
 use crate::images_service::ImagesHandlers;
+use crate::metrics::{self, Calls, Sources};
 use crate::plugins::Plugins;
 use crate::pods_service::PodsHandlers;
 use crate::runtime_service::RuntimeHandlers;
@@ -28,11 +29,18 @@ use crate::usage::Usage;
 
 /// The handlers of all services, ready to answer.
 #[derive(Debug)]
-pub struct Services {
+pub struct Handlers {
     pub(crate) runtime: RuntimeHandlers,
     pub(crate) images: ImageHandlers,
     pub(crate) pods: PodsHandlers,
     pub(crate) more_images: ImagesHandlers,
+}
+
+/// All that is behind the socket.
+#[derive(Debug)]
+pub struct Services {
+    pub(crate) handlers: Handlers,
+    pub(crate) network: Network,
     /// What goes on beside the calls, until `stopping`; ends when this is dropped.
     pub(crate) background: JoinSet<()>,
     /// Absent when they are not wanted.
@@ -43,12 +51,13 @@ impl Services {
     /// Opens stores, recovers pods, makes the handlers. Nobody can connect before this is done: kubelet takes an
     /// empty list for "all pods are gone", and no answer for what it is.
     ///
-    /// `stopping` is cancelled when the daemon ends; streams that would never end by themselves end with it.
+    /// `calls` are counted by the server. `stopping` is cancelled when the daemon ends; streams that would never end by themselves end with it.
     ///
     /// # Errors
     /// Whatever keeps the daemon from working at all.
     pub async fn build(
         config: Config,
+        calls: Calls,
         stopping: CancellationToken,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let image_records = config.root.join("images.redb");
@@ -83,6 +92,11 @@ impl Services {
         let mut background = JoinSet::new();
         background.spawn(server.run(stopping.clone()));
         background.spawn(usage.clone().follow(manager.listen(), stopping.clone()));
+        if let Some(address) = config.metrics.address {
+            let (manager, usage, images) = (manager.clone(), usage.clone(), images.clone());
+            let metrics = metrics::Server::bind(address, Sources { calls, manager, usage, images }).await?;
+            background.spawn(metrics.run(stopping.clone()));
+        }
         let of_manifests = manager.of(Owner::Manifest);
         let driver = Pods::start(
             PodsConfig {
@@ -106,22 +120,17 @@ impl Services {
         };
         let config = Arc::new(config);
         let of_cri = manager.of(Owner::Cri);
-        Ok(Self {
-            runtime: RuntimeHandlers {
-                config,
-                usage: usage.of(of_cri.clone()),
-                manager: of_cri,
-                network,
-                streaming,
-                stopping,
-                nri: plugins.as_ref().map(Plugins::nri),
-            },
-            images: ImageHandlers { images },
-            pods,
-            more_images,
-            background,
-            plugins,
-        })
+        let runtime = RuntimeHandlers {
+            config,
+            usage: usage.of(of_cri.clone()),
+            manager: of_cri,
+            network: network.clone(),
+            streaming,
+            stopping,
+            nri: plugins.as_ref().map(Plugins::nri),
+        };
+        let handlers = Handlers { runtime, images: ImageHandlers { images }, pods, more_images };
+        Ok(Self { handlers, network, background, plugins })
     }
 }
 

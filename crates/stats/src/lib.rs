@@ -1,7 +1,8 @@
 //! What pods and containers use, read from the kernel and said in CRI's words.
 //!
 //! Owns: reading cgroup v1 and v2, `/proc` of containers' processes, interfaces of pods, sizes of writable layers; the
-//! CPU rate; the messages of ListContainerStats, ListPodSandboxStats, ListMetricDescriptors and ListPodSandboxMetrics.
+//! CPU rate; the messages of ListContainerStats, ListPodSandboxStats, ListMetricDescriptors and ListPodSandboxMetrics, and
+//! these metrics as Prometheus reads them.
 //! Never: which containers there are (the caller says, see [`ContainerFacts`] and [`PodFacts`]), gRPC, making or
 //! changing a cgroup, writing anything.
 //!
@@ -42,7 +43,7 @@ pub use clock::{Clock, SystemClock};
 pub use collector::Stats;
 pub use disk::{DiskUsage, FileSystem, LayerSettings, LayerUsage, Measured, file_system, measure};
 pub use facts::{ContainerFacts, PodFacts, PodNetwork, Strings, WritableLayer};
-pub use metrics::{BASE_LABELS, Kind, Metric, POD_AS_CONTAINER, Presence, descriptors};
+pub use metrics::{BASE_LABELS, Exposition, Kind, Metric, POD_AS_CONTAINER, Presence, descriptors};
 pub use network::{Interface, Interfaces, interfaces};
 pub use process::{OpenFiles, open_files, open_files_limit};
 pub use rate::CpuRates;

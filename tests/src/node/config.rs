@@ -67,7 +67,10 @@ path = "{CRUN}"
         cgroup_root = slot.cgroup_root(),
         bridge = slot.bridge(),
         log_level = options.log_level,
-        extra = options.extra_config.replace("@DIR@", &dir.display().to_string()),
+        extra = options
+            .extra_config
+            .replace("@DIR@", &dir.display().to_string())
+            .replace("@PORT@", &slot.service_port().to_string()),
     );
     put(&dir.join("berth.toml"), &text)?;
     let crictl = format!(

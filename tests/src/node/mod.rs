@@ -76,7 +76,7 @@ const NETWORK_VARIABLE: &str = "BERTH_TEST_NETWORK";
 pub struct Options {
     /// Pull [`BUSYBOX`] at boot.
     pub busybox: bool,
-    /// Lines for the top of `berth.toml`; `@DIR@` stands for the node's folder.
+    /// Lines for the top of `berth.toml`; `@DIR@` stands for the node's folder, `@PORT@` for [`Node::service_port`].
     pub extra_config: String,
     /// A CNI network, which takes the place of the built-in bridge. `@BRIDGE@`, `@DIR@`, `@SUBNET4@` and `@SUBNET6@`
     /// stand for this node's. Plugins are looked for in `DIR/cni-bin`, then among Debian's. `None` is the built-in
@@ -351,6 +351,11 @@ impl Node {
     /// Host ports that no other test uses.
     pub fn host_ports(&self) -> Range<i32> {
         self.slot.host_ports()
+    }
+
+    /// A port of the daemon's own, for what it serves besides CRI.
+    pub fn service_port(&self) -> u16 {
+        self.slot.service_port()
     }
 
     /// Addresses for a link to somewhere beyond the node.

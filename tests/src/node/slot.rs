@@ -74,7 +74,12 @@ impl Slot {
     /// Host ports for this node's tests.
     pub(crate) fn host_ports(&self) -> std::ops::Range<i32> {
         let first = 20_000 + i32::from(self.number) * 50;
-        first..first + 50
+        first..first + 49
+    }
+
+    /// The port after these.
+    pub(crate) fn service_port(&self) -> u16 {
+        20_000 + u16::from(self.number) * 50 + 49
     }
 
     /// A fresh folder.

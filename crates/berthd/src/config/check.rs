@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use super::faults::{Fault, Faults, Origin};
 use super::section::{Given, Section};
 use super::{
-    CgroupDriver, Config, Images, Limits, Log, LogFormat, Network, Nri, RuntimeHandler, Streaming,
+    CgroupDriver, Config, Images, Limits, Log, LogFormat, Metrics, Network, Nri, RuntimeHandler, Streaming,
     StreamingTls, values,
 };
 use crate::args::Flags;
@@ -84,6 +84,7 @@ fn top(section: &mut Section<'_>, flags: &Flags, binary: &Path, faults: &mut Fau
         runtime_handlers,
         network: network(section.table("network", faults), faults),
         streaming: streaming(section.table("streaming", faults), faults),
+        metrics: metrics(section.table("metrics", faults), faults),
         images: images(section.table("images", faults), faults),
         limits: limits(section.table("limits", faults), faults),
         nri: nri(section.table("nri", faults), faults),
@@ -197,6 +198,13 @@ fn streaming(mut section: Section<'_>, faults: &mut Faults<'_>) -> Streaming {
     };
     section.finish(faults);
     Streaming { address, tls }
+}
+
+fn metrics(mut section: Section<'_>, faults: &mut Faults<'_>) -> Metrics {
+    let address = section.string("address", faults).filter(|given| !given.value.is_empty());
+    let address = address.and_then(|given| given.check(faults, values::socket_address));
+    section.finish(faults);
+    Metrics { address }
 }
 
 fn images(mut section: Section<'_>, faults: &mut Faults<'_>) -> Images {

@@ -60,6 +60,7 @@ pub struct Config {
     pub runtime_handlers: BTreeMap<String, RuntimeHandler>,
     pub network: Network,
     pub streaming: Streaming,
+    pub metrics: Metrics,
     pub images: Images,
     pub limits: Limits,
     pub nri: Nri,
@@ -134,6 +135,14 @@ pub struct StreamingTls {
     pub certificate: PathBuf,
     /// Its key.
     pub key: PathBuf,
+}
+
+/// `[metrics]`: what Prometheus reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// `address`: where `/metrics` and `/metrics/pods` are served. Default, the empty string: nowhere. It asks nobody who
+    /// they are.
+    pub address: Option<SocketAddr>,
 }
 
 /// `[images]`.

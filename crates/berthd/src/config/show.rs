@@ -8,7 +8,8 @@ use berth_nri::OnFailure;
 use toml::Value;
 
 use super::{
-    CgroupDriver, Config, Images, Limits, LogFormat, Network, Nri, RuntimeHandler, Streaming, StreamingTls,
+    CgroupDriver, Config, Images, Limits, LogFormat, Metrics, Network, Nri, RuntimeHandler, Streaming,
+    StreamingTls,
 };
 
 impl Config {
@@ -19,6 +20,7 @@ impl Config {
         self.handlers(&mut page);
         self.network.write(&mut page);
         self.streaming.write(&mut page);
+        self.metrics.write(&mut page);
         self.images.write(&mut page);
         self.limits.write(&mut page);
         self.nri.write(&mut page);
@@ -146,6 +148,17 @@ impl Streaming {
             file(|tls| &tls.certificate).unwrap_or_default(),
         );
         page.key("PEM file of its key.", "tls_key", file(|tls| &tls.key).unwrap_or_default());
+    }
+}
+
+impl Metrics {
+    fn write(&self, page: &mut Page) {
+        page.section("metrics");
+        page.key(
+            "Where Prometheus finds /metrics and /metrics/pods, such as 127.0.0.1:9476; empty for nowhere.",
+            "address",
+            self.address.map(|address| address.to_string()).unwrap_or_default(),
+        );
     }
 }
 

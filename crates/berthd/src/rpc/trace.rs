@@ -1,4 +1,5 @@
-//! A span around every call, and one line at its end: who asked what about whom, how long it took, how it ended.
+//! A span around every call, and one line at its end: who asked what about whom, how long it took, how it ended. The
+//! last two are counted as well.
 //!
 //! An error is logged here and nowhere else: its status carries the whole chain of causes, and this is where the daemon
 //! stops passing it on.
@@ -16,10 +17,11 @@ use tracing::{Instrument, Span, debug, error, error_span, info, warn};
 
 use super::Method;
 use super::around::{Answer, Around};
+use crate::metrics::Calls;
 
-/// Logs calls.
-#[derive(Clone, Copy, Debug)]
-pub struct Trace;
+/// Logs and counts calls.
+#[derive(Clone, Debug)]
+pub struct Trace(pub Calls);
 
 impl Around for Trace {
     fn around<S>(&self, request: Request<Body>, next: &mut S) -> Answer<S::Error>
@@ -30,7 +32,7 @@ impl Around for Trace {
     {
         let method = Method::of(request.uri().path());
         let span = rpc_span(method, &request);
-        let mut outcome = Outcome::new(method, span.clone());
+        let mut outcome = Outcome::new(method, span.clone(), self.0.clone());
         let answer = span.in_scope(|| next.call(request)).instrument(span);
         Box::pin(async move {
             let response = answer.await?;
@@ -69,14 +71,17 @@ fn rpc_span(method: Method<'_>, request: &Request<Body>) -> Span {
 #[derive(Debug)]
 struct Outcome {
     span: Span,
+    calls: Calls,
+    method: String,
     began: Instant,
     is_read: bool,
     settled: bool,
 }
 
 impl Outcome {
-    fn new(method: Method<'_>, span: Span) -> Self {
-        Self { span, began: Instant::now(), is_read: method.is_read(), settled: false }
+    fn new(method: Method<'_>, span: Span, calls: Calls) -> Self {
+        let name = method.name().to_owned();
+        Self { span, calls, method: name, began: Instant::now(), is_read: method.is_read(), settled: false }
     }
 
     /// Writes the line when these headers or trailers say how the call ended. True when they do.
@@ -84,8 +89,10 @@ impl Outcome {
         let Some(status) = Status::from_header_map(headers) else { return false };
         if !self.settled {
             self.settled = true;
+            let latency = self.began.elapsed();
+            self.calls.ended(&self.method, status.code(), latency);
             let _in_span = self.span.enter();
-            log(status.code(), status.message(), self.is_read, self.began.elapsed());
+            log(status.code(), status.message(), self.is_read, latency);
         }
         true
     }
@@ -94,8 +101,10 @@ impl Outcome {
 impl Drop for Outcome {
     fn drop(&mut self) {
         if !self.settled {
+            let latency = self.began.elapsed();
+            self.calls.ended(&self.method, Code::Cancelled, latency);
             let _in_span = self.span.enter();
-            debug!(latency_ms = millis(self.began.elapsed()), "the caller went away");
+            debug!(latency_ms = millis(latency), "the caller went away");
         }
     }
 }

@@ -7,11 +7,13 @@
 //!
 //! Values are whole numbers, seconds are cut, as the protocol has it.
 
+mod exposition;
 mod names;
 mod sink;
 mod values;
 
 use berth_cri::runtime::v1 as cri;
+pub use exposition::Exposition;
 pub use names::{Kind, Metric, Presence};
 pub(crate) use sink::Sink;
 pub(crate) use values::{container, network};
