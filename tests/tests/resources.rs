@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use berth_tests::{
-    cri::{resources, script, sleeper},
+    cri::{pod_linux, resources, script, security, sleeper},
     host, on_node,
 };
 use k8s_cri::v1::{
@@ -125,6 +125,29 @@ fn the_unified_keys_win_on_version_2() {
         ensure!(host::cgroup_value(pid, "memory", "", "memory.high")? == (32 * MIB).to_string());
         ensure!(host::cgroup_value(pid, "memory", "", "memory.oom.group")? == "1");
         Ok(())
+    });
+}
+
+#[test]
+fn a_threaded_cgroup_that_a_container_made_goes_with_it() {
+    on_node(async |node| {
+        if host::cgroup_version() == 1 {
+            // There is no such thing.
+            return Ok(());
+        }
+        let mut config = node.pod("web");
+        pod_linux(&mut config).security_context.get_or_insert_default().privileged = true;
+        let pod = node.run_pod(config).await?;
+        let mut config = sleeper("main");
+        security(&mut config).privileged = true;
+        let container = pod.run(config).await?;
+        let own = "cd /sys/fs/cgroup$(sed s/^0::// /proc/1/cgroup)";
+        container.sh(&format!("{own}; mkdir threads && echo threaded > threads/cgroup.type")).await?;
+        let listed = container.exec(&["sh", "-c", &format!("{own}; cat threads/cgroup.procs")]).await?;
+        ensure!(listed.code != 0, "the kernel lists them after all: {listed:?}");
+        container.stop(0).await?;
+        container.remove().await?;
+        pod.remove().await
     });
 }
 

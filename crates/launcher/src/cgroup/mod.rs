@@ -257,8 +257,16 @@ impl Cgroup {
         let mut pids = Vec::new();
         for folder in self.dirs() {
             for folder in teardown::tree(folder)? {
-                let Some(text) = read_if_there(&folder.join("cgroup.procs"))? else { continue };
-                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+                match read_if_there(&folder.join("cgroup.procs")) {
+                    Ok(text) => {
+                        let text = text.unwrap_or_default();
+                        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+                    }
+                    // cgroup v2, "Threads": a threaded cgroup lists none, whoever is in it; the one above lists them.
+                    Err(CgroupError::Read { source, .. })
+                        if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         pids.sort_unstable();
@@ -327,10 +335,22 @@ fn enable_controllers(folder: &Path) -> Result<(), CgroupError> {
         .filter(|controller| !enabled.split_whitespace().any(|known| known == *controller))
         .map(|controller| format!("+{controller}"))
         .collect();
-    if missing.is_empty() {
+    let control = folder.join("cgroup.subtree_control");
+    if missing.is_empty() || write(&control, &missing.join(" ")).is_ok() {
         return Ok(());
     }
-    write(&folder.join("cgroup.subtree_control"), &missing.join(" "))
+    // All or none in one write. One may be refused for a reason of its own (cpu: realtime processes with
+    // CONFIG_RT_GROUP_SCHED); the others are worth having without it.
+    for controller in missing {
+        match write(&control, &controller) {
+            Ok(()) => {}
+            // Who asks for such a limit is warned when it is applied.
+            Err(CgroupError::Write { source, .. })
+                if matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EBUSY | libc::ENOENT)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<String, CgroupError> {

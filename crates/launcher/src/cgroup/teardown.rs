@@ -102,7 +102,8 @@ impl Cgroup {
         }
         // While frozen nobody forks and nobody's number is given to another; SIGKILL then waits for the thaw on v1.
         self.set_frozen(true)?;
-        let dying = open_all(&self.pids()?);
+        let pids = self.pids();
+        let dying = pids.as_deref().map(open_all).unwrap_or_default();
         let mut refused = None;
         for pidfd in &dying {
             match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
@@ -110,7 +111,9 @@ impl Cgroup {
                 Err(error) => refused = Some(error),
             }
         }
+        // Whatever went wrong: nothing stays frozen.
         self.thaw()?;
+        pids?;
         if let Some(error) = refused {
             return Err(CgroupError::Kill { path: self.name(), source: error.into() });
         }
