@@ -211,6 +211,10 @@ impl Bridge {
         thread::enter(netns).map_err(BridgeError::Thread)?;
         let mut pod = Socket::route()?;
         let interface = pod.link_named(POD_INTERFACE)?.ok_or(BridgeError::NoPodInterface)?;
+        if lease.addresses.iter().any(|address| address.addr().is_ipv6()) {
+            // Off in every new namespace of a kernel that was told to have it off (ipv6.disable_ipv6=1).
+            sysctl::ensure(&format!("ipv6/conf/{POD_INTERFACE}/disable_ipv6"), "0")?;
+        }
         let mut requests = vec![route::raise_link(interface.index)];
         let addresses = lease.addresses.iter();
         requests.extend(addresses.clone().map(|address| route::add_address(interface.index, *address, true)));
@@ -232,9 +236,7 @@ impl Bridge {
         };
         if !forwards.is_empty() {
             let mut filter = Socket::netfilter()?;
-            for forward in &forwards {
-                absent_is_fine(self.table.remove(&mut filter, std::slice::from_ref(forward)))?;
-            }
+            self.table.remove(&mut filter, &forwards)?;
             forget_connections(&mut filter, &forwards);
         }
         absent_is_fine(host.transact(&[route::delete_link(&lease.veth)]))?;

@@ -162,6 +162,33 @@ fn a_host_port_at_one_address_is_at_no_other() {
 }
 
 #[test]
+fn one_port_at_two_addresses_goes_with_its_pod_at_both() {
+    on_a_host(|| async {
+        let _far = outside();
+        sh("ip addr add 192.0.2.11/24 dev up0");
+        let host = Host::new();
+        let network = host.network().await;
+        let at = |port_in_pod| {
+            ["192.0.2.1", "192.0.2.11"].map(|address| port(Protocol::Tcp, address, 8080, port_in_pod))
+        };
+        let one = pod(&network, "one", at(80).to_vec()).await;
+        let server = Server::start(&one.netns, 80);
+        for address in ["192.0.2.1", "192.0.2.11"] {
+            tcp(ip(address), 8080).unwrap_or_else(|err| panic!("{address}: {err}"));
+        }
+        drop(server);
+        network.detach("one").await.unwrap();
+        let left = sh("nft list ruleset");
+        assert!(!left.contains("8080"), "{left}");
+        // What had stayed would be in the way of another target.
+        let two = pod(&network, "two", at(81).to_vec()).await;
+        network.detach(&two.id).await.unwrap();
+        network.shutdown().await.unwrap();
+        assert_eq!(traces(), "");
+    });
+}
+
+#[test]
 fn a_udp_sender_that_never_stops_follows_its_port_to_the_next_pod() {
     on_a_host(|| async {
         let far = outside();

@@ -100,9 +100,21 @@ impl Table {
         commit(socket, self.element_requests("add host ports to", Kind::NewElements, ACK | CREATE, forwards))
     }
 
-    /// Takes host ports out, all or none; one that is not there is an error that [`NetlinkError::is_absent`] tells.
+    /// Takes host ports out; what is not there (any more) is fine. One element at a time: two ports of one number, at
+    /// different addresses of the host, share the one that their connections are known by, and a transaction that
+    /// takes out something twice takes out nothing.
     pub(crate) fn remove(&self, socket: &mut Socket, forwards: &[Forward]) -> Result<(), NetlinkError> {
-        commit(socket, self.element_requests("remove host ports from", Kind::DeleteElements, ACK, forwards))
+        for (forward, element) in forwards.iter().flat_map(|forward| elements(forward).map(|e| (forward, e)))
+        {
+            let members = [encode_element(&element, &forward.owner)];
+            let step = "remove host ports from";
+            match commit(socket, vec![self.elements(step, Kind::DeleteElements, ACK, &element.set, &members)])
+            {
+                Err(err) if err.is_absent() => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Deletes the table; an absent one is fine.
@@ -151,15 +163,18 @@ impl Table {
                 .filter(|(_, element)| element.set == set.name)
                 .map(|(forward, element)| encode_element(&element, &forward.owner))
                 .collect();
-            for chunk in members.chunks(ELEMENTS_PER_MESSAGE) {
-                let list = chunk
-                    .iter()
-                    .fold(Attributes::new(), |list, element| list.nested(LIST_ELEMENT, element.clone()));
-                let attributes = Attributes::new().string(1, &self.name).string(2, &set.name).nested(3, list);
-                requests.push(self.request(step, kind, flags, attributes));
-            }
+            let chunks = members.chunks(ELEMENTS_PER_MESSAGE);
+            requests.extend(chunks.map(|chunk| self.elements(step, kind, flags, &set.name, chunk)));
         }
         requests
+    }
+
+    fn elements(&self, step: &str, kind: Kind, flags: u16, set: &str, members: &[Attributes]) -> Request {
+        let list = members
+            .iter()
+            .fold(Attributes::new(), |list, element| list.nested(LIST_ELEMENT, element.clone()));
+        let attributes = Attributes::new().string(1, &self.name).string(2, set).nested(3, list);
+        self.request(step, kind, flags, attributes)
     }
 
     fn request(&self, step: &str, kind: Kind, flags: u16, attributes: Attributes) -> Request {
