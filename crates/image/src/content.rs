@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Mutex;
 
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::layout::{DiskError, Layout, Temp, names, sync_dir};
 use crate::tree::Size;
 
 const PAGE: u64 = 4096;
+/// Bytes that are read at once.
+const PIECE: usize = 256 << 10;
 
 /// The blobs present. Knows each one's size, so that nothing has to be walked to tell the use of space.
 #[derive(Debug)]
@@ -74,10 +76,28 @@ impl Content {
         File::open(&path).map_err(DiskError::new("open", path))
     }
 
+    /// Whether a blob that is here is what its name says. Reads all of it.
+    pub(crate) fn is_whole(&self, layout: &Layout, digest: &Digest) -> Result<bool, DiskError> {
+        let mut file = self.read(layout, digest)?;
+        let mut hasher = Hasher::default();
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(hasher.finish() == *digest),
+                Ok(count) => hasher.update(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(DiskError::new("read", layout.blob(digest))(error)),
+            }
+        }
+    }
+
     /// Takes a blob out of its place. Absent is fine.
     pub(crate) fn remove(&self, layout: &Layout, digest: &Digest) -> Result<Option<Temp>, DiskError> {
-        self.lock().remove(digest);
-        layout.take_out(&layout.blob(digest))
+        // Known for as long as it is there: who fails here is asked again.
+        let mut sizes = self.lock();
+        let taken = layout.take_out(&layout.blob(digest))?;
+        sizes.remove(digest);
+        Ok(taken)
     }
 
     pub(crate) fn all(&self) -> Vec<Digest> {

@@ -101,7 +101,10 @@ pub(crate) struct Inner {
     pins: Mutex<HashMap<String, usize>>,
     /// Held while a damaged layer is made again, so that it is done once.
     mending: Mutex<()>,
-    uppers: tokio::sync::Mutex<Option<(Instant, Size)>>,
+    /// What containers' own layers took when they were last walked.
+    uppers: Mutex<Option<(Instant, Size)>>,
+    /// Held by who walks them.
+    walking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -148,7 +151,8 @@ impl Images {
             change: Mutex::new(()),
             pins: Mutex::new(HashMap::new()),
             mending: Mutex::new(()),
-            uppers: tokio::sync::Mutex::new(None),
+            uppers: Mutex::new(None),
+            walking: Arc::default(),
             config,
             layout,
         };
@@ -217,28 +221,34 @@ impl Images {
     }
 
     async fn measure_uppers(&self) -> Result<Size, DiskError> {
-        // Callers that come meanwhile wait for this one's walk instead of making their own.
-        let mut last = self.0.uppers.lock().await;
-        if let Some((at, size)) = *last
-            && at.elapsed() < MEASURE_AGE
-        {
+        let fresh = |last: Option<(Instant, Size)>| last.filter(|(at, _)| at.elapsed() < MEASURE_AGE);
+        let last = *lock(&self.0.uppers);
+        // A walk goes on when its caller has given up, and who comes meanwhile makes none of his own: he gets what is
+        // known, or waits.
+        let walking = match (fresh(last), last, Arc::clone(&self.0.walking).try_lock_owned()) {
+            (Some((_, size)), ..) | (None, Some((_, size)), Err(_)) => return Ok(size),
+            (None, _, Ok(walking)) => walking,
+            (None, None, Err(_)) => Arc::clone(&self.0.walking).lock_owned().await,
+        };
+        if let Some((_, size)) = fresh(*lock(&self.0.uppers)) {
             return Ok(size);
         }
         let inner = Arc::clone(&self.0);
-        let measured = tokio::task::spawn_blocking(move || {
-            inner.snapshots.all().iter().try_fold(Size::default(), |sum, snapshot| {
+        tokio::task::spawn_blocking(move || {
+            let _walking = walking;
+            let measured = inner.snapshots.all().iter().try_fold(Size::default(), |sum, snapshot| {
                 match snapshot.measure() {
                     Ok(size) => Ok(Size { bytes: sum.bytes + size.bytes, inodes: sum.inodes + size.inodes }),
                     // Removed meanwhile.
                     Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(sum),
                     Err(error) => Err(error),
                 }
-            })
+            })?;
+            *lock(&inner.uppers) = Some((Instant::now(), measured));
+            Ok(measured)
         })
         .await
-        .map_err(|error| DiskError::new("measure", self.0.layout.snapshots())(error.into()))??;
-        *last = Some((Instant::now(), measured));
-        Ok(measured)
+        .map_err(|error| DiskError::new("measure", self.0.layout.snapshots())(error.into()))?
     }
 
     /// Makes a container's own layer over `image`. Its record holds the image's layers until

@@ -96,11 +96,10 @@ impl Images {
             persist(|| session.small_blob(&found.config.digest)).await.map_err(|e| fail(e.into()))?;
         let (config, specs) = read_config(&found, &config).map_err(|error| error.of(&text))?;
 
-        let mut names: Vec<String> = specs.iter().map(|spec| spec.diff_id.hex().to_owned()).collect();
-        names.extend(specs.iter().map(|spec| spec.blob.hex().to_owned()));
-        names.push(found.config.digest.hex().to_owned());
-        names.extend(found.documents.iter().map(|(digest, _)| digest.hex().to_owned()));
-        let attempt = Arc::new(Attempt::new(self.0.pin(names)));
+        let layers = specs.iter().flat_map(|spec| [&spec.diff_id, &spec.blob]);
+        let documents = found.documents.iter().map(|(digest, _)| digest);
+        let parts = layers.chain(documents).chain([&found.config.digest]);
+        let attempt = Arc::new(Attempt::new(self.0.pin(parts.map(|part| part.hex().to_owned()).collect())));
         progress.expect(&specs);
         let ended = match self.layers(&session, &specs, &attempt, progress).await {
             Ok(layers) => {
@@ -165,10 +164,15 @@ impl Images {
             }
         };
         let Some(image) = self.0.whole_image_of(&digest) else { return Ok(None) };
+        let layers = image.record.layers.iter().flat_map(|layer| [&layer.diff_id, &layer.blob]);
+        let parts = layers.chain(&image.record.manifests).chain([image.id.digest()]);
+        let attempt = Arc::new(Attempt::new(self.0.pin(parts.map(|part| part.hex().to_owned()).collect())));
+        // From here on nothing of it goes; what went before is seen now.
+        let Some(image) = self.0.whole_image_of(&digest) else { return Ok(None) };
         let mut record = image.record.clone();
         record.tags = reference.tagged().into_iter().collect();
         record.digests = [reference.digested(&digest)].into();
-        self.record(&reference.to_string(), image.id.clone(), record).await?;
+        self.record(&reference.to_string(), image.id.clone(), record, attempt).await?;
         Ok(Some(image.id.clone()))
     }
 
@@ -274,14 +278,22 @@ impl Images {
         .await
         .unwrap_or_else(|error| Err(Cause::task("the manifests", error)));
         stored.map_err(|cause| PullError::of(&text, Arc::new(cause)))?;
-        self.record(&text, id.clone(), record).await?;
-        attempt.succeeded();
+        self.record(&text, id.clone(), record, Arc::clone(attempt)).await?;
         Ok(id)
     }
 
-    async fn record(&self, text: &str, id: ImageId, record: ImageRecord) -> Result<(), PullError> {
+    /// Writes the record. It is written also when the caller has gone by then, so what holds the image's parts goes
+    /// along.
+    async fn record(
+        &self,
+        text: &str,
+        id: ImageId,
+        record: ImageRecord,
+        attempt: Arc<Attempt>,
+    ) -> Result<(), PullError> {
         let (inner, text) = (Arc::clone(&self.0), text.to_owned());
-        tokio::task::spawn_blocking(move || inner.record(&id, record))
+        let written = move || inner.record(&id, record).inspect(|()| attempt.succeeded());
+        tokio::task::spawn_blocking(written)
             .await
             .map_err(|error| PullError::of(&text, Arc::new(Cause::task("the record", error))))?
             .map_err(|source| PullError::Record { reference: text, source })
@@ -401,6 +413,13 @@ pub(crate) async fn from_content(
                 UnpackError::Damaged { .. } | UnpackError::Inflate(_) | UnpackError::Cut,
             ),
         ) => {
+            // What a manifest says of a blob may be wrong, and the blob whole and another image's.
+            let (whole, blob) = (Arc::clone(inner), spec.blob.clone());
+            let checked =
+                tokio::task::spawn_blocking(move || whole.content.is_whole(&whole.layout, &blob)).await;
+            if checked.map_err(|panicked| Cause::task("a blob's digest", panicked))?? {
+                return Err(Cause::layer(&spec.diff_id, error));
+            }
             tracing::warn!(blob = %spec.blob, %error, "damaged blob; fetching it again");
             drop(inner.content.remove(&inner.layout, &spec.blob)?);
             Ok(None)

@@ -346,8 +346,12 @@ impl Snapshots {
 
     /// Takes a snapshot out of its place. Absent is fine.
     pub(crate) fn remove(&self, layout: &Layout, id: &str) -> Result<Option<Temp>, DiskError> {
-        let Some(snapshot) = self.lock().remove(id) else { return Ok(None) };
-        layout.take_out(&snapshot.dir())
+        // Known for as long as it is there: who fails here is asked again.
+        let mut known = self.lock();
+        let Some(snapshot) = known.get(id) else { return Ok(None) };
+        let taken = layout.take_out(&snapshot.dir())?;
+        known.remove(id);
+        Ok(taken)
     }
 
     pub(crate) fn others_than(&self, keep: &HashSet<String>) -> Vec<String> {

@@ -274,6 +274,28 @@ async fn what_is_not_as_promised_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_is_wrong_about_a_blob_costs_no_other_image_that_blob() {
+    let (registry, node) = (Registry::start().await, Node::new());
+    let good = small().push(&registry, "app", "good");
+    node.pull(&registry.reference("app:good")).await.unwrap();
+    let blob = node.blob(&good.blobs[0]);
+    // The same blob under a diff id that is not its own, and with a size that is not its own.
+    let mut builder = small().layer(Tar::new().file("b", "b")).mark("swapped");
+    builder.swap_diff_ids = true;
+    builder.push(&registry, "app", "swapped");
+    let mut builder = small().mark("shorter");
+    builder.size_off_by = -1;
+    builder.swap_diff_ids = true;
+    let other = Tar::new().file("c", "c");
+    builder.layer(other).push(&registry, "app", "shorter");
+    for tag in ["swapped", "shorter"] {
+        node.pull(&registry.reference(&format!("app:{tag}"))).await.unwrap_err();
+        assert!(blob.exists(), "{tag}: the good image's blob is gone");
+    }
+    assert_eq!(node.images.list().len(), 1);
+}
+
+#[tokio::test]
 async fn pulls_at_the_same_time_share_each_download() {
     let (registry, node) = (Registry::start().await, Node::new());
     let base = || Tar::new().file("base", noise(200_000));

@@ -5,7 +5,7 @@
 //! kernel would otherwise undo them: owner, then capabilities and other xattrs, then mode, then times;
 //! directory times last of all, when nothing is made in them any more.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -30,6 +30,10 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// would show another layer's files under a name of its choice.
 const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 const PAGE: u64 = 4096;
+/// Bytes of names of directories and whiteouts in one layer, above what two million of the usual length take.
+const REMEMBERED: usize = 256 << 20;
+/// What a name takes in a collection besides its own bytes, roughly.
+const NAME_OVERHEAD: usize = 48;
 
 type Times = (i64, u32);
 
@@ -41,7 +45,9 @@ pub(super) struct Writer {
     /// Directories that exist only because something below them does.
     implied: BTreeSet<LayerPath>,
     whiteouts: HashSet<LayerPath>,
-    directory_times: Vec<(LayerPath, Times)>,
+    directory_times: BTreeMap<LayerPath, Times>,
+    /// Bytes of all names that were put into the three above.
+    remembered: usize,
     footprint: Footprint,
 }
 
@@ -89,7 +95,8 @@ impl Writer {
             parent: None,
             implied: BTreeSet::new(),
             whiteouts: HashSet::new(),
-            directory_times: Vec::new(),
+            directory_times: BTreeMap::new(),
+            remembered: 0,
             footprint: Footprint { bytes: 0, inodes: 1, implied: Vec::new(), root: None },
         }
     }
@@ -126,7 +133,7 @@ impl Writer {
         attributes(&file, entry).map_err(|fault| fault.named(&entry.path))
     }
 
-    /// Applies directory times, innermost last made first.
+    /// Applies directory times, a directory's before those of the one it is in.
     pub(super) fn finish(mut self) -> Result<Footprint, UnpackError> {
         self.parent = None;
         for (path, times) in self.directory_times.iter().rev() {
@@ -161,7 +168,7 @@ impl Writer {
                 .map_err(at("open the root"))?;
         attributes(&dir, entry)?;
         self.footprint.root = Some((entry.mode, entry.uid as u32, entry.gid as u32));
-        self.directory_times.push((LayerPath::new(b"")?, entry.mtime));
+        self.directory_times.insert(LayerPath::new(b"")?, entry.mtime);
         Ok(())
     }
 
@@ -190,6 +197,7 @@ impl Writer {
         {
             Ok(()) => {
                 self.footprint.inodes += 1;
+                self.remember(&path)?;
                 self.whiteouts.insert(path);
                 Ok(())
             }
@@ -249,6 +257,7 @@ impl Writer {
                         .map_err(at("set a parent's mode"))?;
                     self.footprint.inodes += 1;
                     self.footprint.bytes += PAGE;
+                    self.remember(&next)?;
                     self.implied.insert(next.clone());
                 }
                 Err(Errno::EXIST) => {}
@@ -291,6 +300,15 @@ impl Writer {
         self.implied.retain(|implied| implied != path && !implied.as_bytes().starts_with(&below));
         self.whiteouts.retain(|whiteout| !whiteout.as_bytes().starts_with(&below));
         Ok(was_whiteout)
+    }
+
+    /// Counts a name that is kept until the layer's end. Names compress by thousands, and memory does not.
+    fn remember(&mut self, path: &LayerPath) -> Result<(), Fault> {
+        self.remembered += path.as_bytes().len() + NAME_OVERHEAD;
+        if self.remembered > REMEMBERED {
+            return Err("more directories and whiteouts than can be kept in mind".into());
+        }
+        Ok(())
     }
 
     /// Makes what has no content.
@@ -352,7 +370,9 @@ impl Writer {
             fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())
                 .map_err(at("make a directory opaque"))?;
         }
-        self.directory_times.push((path.clone(), entry.mtime));
+        if self.directory_times.insert(path.clone(), entry.mtime).is_none() {
+            self.remember(path)?;
+        }
         // What follows a directory in an archive mostly lies in it.
         self.parent = Some((path.clone(), dir));
         Ok(())
