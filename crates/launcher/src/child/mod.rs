@@ -55,7 +55,6 @@ pub(crate) fn first_process(
         host::write_sysctls(&plan.sysctls)?;
         host::adjust_oom_score(process.oom_score_adj, &mut warnings)?;
         host::leave_session_keyring(&mut warnings)?;
-        host::set_security_labels(process)?;
 
         rootfs::set_propagation(plan.root_propagation)?;
         let null = devices::host_null()?;
@@ -92,6 +91,8 @@ pub(crate) fn first_process(
         if let Some(hooks) = &plan.hooks {
             hooks::before_pivot(hooks, reporter)?;
         }
+        // Whatever this process runs next gets them, and the hooks before are the host's programs.
+        host::set_security_labels(process)?;
         root.pivot(plan.root_propagation)?;
 
         let master = terminal.map(terminal::Terminal::take_over).transpose()?;
