@@ -10,6 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, SeekFrom};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+/// How long one that was killed may take to be gone.
+const DEATH: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The end of a program's output, which says most, in an error.
 const KEPT: usize = 2048;
 
@@ -62,7 +64,7 @@ pub fn run(mut command: Command, input: &[u8], after: Duration) -> Result<(), Ru
     let mut output = Vec::new();
     let ended = wait(&mut child, &mut reader, &mut output, deadline);
     if !matches!(ended, Ok(Some(_))) {
-        kill(&mut child);
+        kill(child);
     }
     let text = || String::from_utf8_lossy(output.trim_ascii()).into_owned();
     match ended.map_err(RunError::Wait)? {
@@ -122,10 +124,20 @@ fn keep(reader: &mut io::PipeReader, output: &mut Vec<u8>) -> io::Result<bool> {
 }
 
 /// Ends the program and its process group. It has not been waited for, so the numbers are still its own.
-fn kill(child: &mut Child) {
+fn kill(mut child: Child) {
+    let pid = Pid::from_child(&child);
     // ESRCH: it has ended by itself.
-    let _ = rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL);
-    let _ = child.wait();
+    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    // It dies at once, unless the kernel holds it. Nobody waits for that but a thread of its own, for the zombie's sake.
+    let dead = rustix::process::pidfd_open(pid, PidfdFlags::empty()).is_ok_and(|pidfd| {
+        let polled = &mut [PollFd::new(&pidfd, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(polled, Some(&DEATH))).is_ok_and(|count| count > 0)
+    });
+    if dead {
+        let _ = child.wait();
+    } else {
+        let _ = std::thread::Builder::new().name("reap".to_owned()).spawn(move || child.wait());
+    }
 }
 
 #[cfg(test)]

@@ -190,8 +190,12 @@ async fn end(child: &mut Child) {
     if timeout(GRACE, child.wait()).await.is_ok() {
         return;
     }
-    if let Err(error) = child.kill().await {
+    if let Err(error) = child.start_kill() {
         tracing::error!(error = cause(&error), "cannot kill an NRI plugin");
+    }
+    // One that the kernel holds is reaped by the runtime, whenever that is.
+    if timeout(GRACE, child.wait()).await.is_err() {
+        tracing::error!(pid = child.id(), "an NRI plugin does not die: it is stuck in the kernel");
     }
 }
 

@@ -52,6 +52,9 @@ impl Verb {
     }
 }
 
+/// How long one that was killed may take to be gone.
+const DEATH: Duration = Duration::from_secs(1);
+
 /// Bytes of a plugin's output that are read; results are a few kilobytes.
 const MOST_OUTPUT: u64 = 1 << 20;
 /// Bytes of a plugin's output that an error repeats.
@@ -238,7 +241,13 @@ async fn execute(
             {
                 tracing::warn!(plugin = %path.display(), error = %errno, "cannot kill a CNI plugin");
             }
-            child.wait().await?;
+            // It dies at once, unless the kernel holds it; whose end that is, is reaped by the runtime.
+            match time::timeout(DEATH, child.wait()).await {
+                Ok(ended) => drop(ended?),
+                Err(_) => {
+                    tracing::warn!(plugin = %path.display(), pid = child.id(), "a CNI plugin does not die: it is stuck in the kernel");
+                }
+            }
             Ok(None)
         }
     }
