@@ -18,7 +18,7 @@ use tracing::debug;
 use crate::peer::Peer;
 use crate::pipe::{Input, Sink};
 use crate::session::Connect;
-use crate::spdy::{Connection, Stream};
+use crate::spdy::{Connection, Headers, STREAMS, Stream};
 
 pub(crate) const SPDY_PROTOCOLS: [(&str, ()); 1] = [("portforward.k8s.io", ())];
 
@@ -31,6 +31,9 @@ const HALF_CLOSED: Duration = Duration::from_secs(5);
 
 /// The same where a client cannot close its half, nor hear of the pod's end but by the connection's.
 const HALF_CLOSED_CHANNEL: Duration = Duration::from_secs(1);
+
+/// Bytes of a request's name; clients count them.
+const REQUEST_ID: usize = 64;
 
 /// One connection's streams, by whatever transport.
 #[derive(Debug)]
@@ -69,6 +72,12 @@ pub(crate) async fn over_spdy(
             stream = connection.streams.recv() => {
                 let Some(stream) = stream else { break };
                 let id = stream.id;
+                // One that its client has reset no longer counts for the connection, and waits here all the same.
+                if halves.len() >= STREAMS {
+                    debug!(stream = id, "too many streams that wait for their other half");
+                    stream.sink.reset().await;
+                    continue;
+                }
                 match pair_up(&mut halves, stream) {
                     Ok(Matched::Pair(pair)) => {
                         pairs.spawn(forward(pair, Arc::clone(&connect)));
@@ -96,7 +105,10 @@ enum Matched {
     Waits(String),
 }
 
-fn pair_up(halves: &mut HashMap<String, Half>, stream: Stream) -> Result<Matched, (Stream, &'static str)> {
+fn pair_up(
+    halves: &mut HashMap<String, Half>,
+    mut stream: Stream,
+) -> Result<Matched, (Stream, &'static str)> {
     let kind = stream.headers.get("streamtype").unwrap_or_default();
     let data = match kind {
         "data" => true,
@@ -111,6 +123,11 @@ fn pair_up(halves: &mut HashMap<String, Half>, stream: Stream) -> Result<Matched
         None if data => stream.id.saturating_sub(2).to_string(),
         None => stream.id.to_string(),
     };
+    if request.len() > REQUEST_ID {
+        return Err((stream, "its request has a name that nobody would give it"));
+    }
+    // Nobody asks them any more, and they are as long as the client likes.
+    stream.headers = Headers::default();
     match (halves.remove(&request), data) {
         (None, _) => {
             let half = if data { Half::Data { stream, port } } else { Half::Error { stream } };

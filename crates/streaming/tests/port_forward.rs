@@ -161,6 +161,25 @@ async fn a_stream_without_the_other_is_waited_for_only_so_long() {
 }
 
 #[tokio::test]
+async fn what_waits_for_its_other_half_is_bounded_also_when_its_client_took_it_back() {
+    const MOST: usize = 2048;
+    let node = Node::start().await;
+    let mut client = forward(&node).await;
+    for request in 0..MOST {
+        let request = request.to_string();
+        let id = client.open(&[("streamtype", "data"), ("port", "1"), ("requestid", &request)]).await;
+        client.socket.write_all(&Wire::reset(id)).await.unwrap();
+    }
+    let one_more = client.open(&[("streamtype", "data"), ("port", "1"), ("requestid", "more")]).await;
+    client.until(|client| client.stream(one_more).reset.is_some()).await;
+
+    let mut client = forward(&node).await;
+    let long = "x".repeat(1000);
+    let id = client.open(&[("streamtype", "data"), ("port", "1"), ("requestid", &long)]).await;
+    client.until(|client| client.stream(id).reset.is_some()).await;
+}
+
+#[tokio::test]
 async fn a_pod_that_does_not_read_holds_up_nobody_else() {
     let node = Node::start().await;
     let (deaf, deaf_port) = listen().await;

@@ -18,7 +18,7 @@ use crate::peer::{Activity, Peer};
 use crate::pipe::{self, Batch, End, Feed, Framing, Input, Out, Room, SEND_QUEUE, Sink, Writable};
 
 /// Streams of one connection at a time: a thousand forwarded connections have two each.
-const STREAMS: usize = 2048;
+pub(crate) const STREAMS: usize = 2048;
 
 /// Streams that wait for the protocol to look at them, which it does at once.
 const BACKLOG: usize = 64;

@@ -9,4 +9,5 @@ pub(crate) mod dictionary;
 pub(crate) mod frame;
 pub(crate) mod headers;
 
-pub(crate) use connection::{Connection, Stream};
+pub(crate) use connection::{Connection, STREAMS, Stream};
+pub(crate) use headers::Headers;
