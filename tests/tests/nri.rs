@@ -533,7 +533,7 @@ async fn failing(node: &Node, how: &str) -> Result<(Result<String>, Duration)> {
 
 #[test]
 fn one_that_hangs_fails_the_request_in_time_and_is_cut_off() {
-    on_node_with(nri::options(""), async |node| {
+    on_node_with(nri::options(nri::IMPATIENT), async |node| {
         let (created, after) = failing(node, "hang").await?;
         let text = format!("{:#}", created.unwrap_err());
         ensure!(text.contains("10-bad") && text.contains("did not answer within 1s"), "{text}");
@@ -544,7 +544,8 @@ fn one_that_hangs_fails_the_request_in_time_and_is_cut_off() {
 
 #[test]
 fn one_that_hangs_is_left_behind_where_that_is_its_policy() {
-    on_node_with(nri::options("[nri.plugins.bad]\non_failure = \"open\"\n"), async |node| {
+    let open = format!("{}[nri.plugins.bad]\non_failure = \"open\"\n", nri::IMPATIENT);
+    on_node_with(nri::options(&open), async |node| {
         failing(node, "hang").await?.0?;
         ensure!(node.log_tail().contains("an NRI plugin failed and is disconnected"), "it is written down");
         Ok(())
@@ -570,7 +571,7 @@ fn one_that_dies_is_left_behind_where_that_is_the_policy() {
 
 #[test]
 fn one_that_hangs_over_an_end_does_not_keep_it_from_being_one() {
-    on_node_with(nri::options(""), async |node| {
+    on_node_with(nri::options(nri::IMPATIENT), async |node| {
         let _plugin = Plugin::connect(node, "10-bad", json!({ "hang": ["StopContainer"] })).await?;
         let pod = node.run_pod(node.pod("web")).await?;
         let container = pod.run(sleeper("main")).await?;
@@ -663,7 +664,7 @@ fn an_installed_plugin_lives_with_the_daemon() {
 
 #[test]
 fn an_installed_plugin_that_cannot_be_started_is_missed_and_the_daemon_serves() {
-    on_node_with(nri::options(""), async |node| {
+    on_node_with(nri::options(nri::IMPATIENT), async |node| {
         nri::install(node, "10-hangs", json!({ "hang": ["Synchronized"] }))?;
         fs::write(node.dir().join("nri/plugins/20-broken"), "no program")?;
         fs::set_permissions(node.dir().join("nri/plugins/20-broken"), fs::Permissions::from_mode(0o755))?;
