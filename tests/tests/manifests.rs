@@ -224,6 +224,12 @@ spec:
         };
         node.wait_pod("done", succeeded).await?;
         for name in ["cut-off", "stopped", "service"] {
+            // A shell that runs need not have come to its first command yet.
+            let once = async || {
+                ensure!(runs(name)? == 1, "{name}");
+                Ok(())
+            };
+            wait_until("it to have run", PATIENCE, once).await?;
             node.wait_ready(name).await?;
         }
         node.pods().stop(StopPodRequest { pod: reference("stopped"), grace_seconds: None }).await?;
