@@ -1,9 +1,10 @@
-//! What the host's kernel says, read without asking berth.
+//! What the host's kernel says and is told, without asking berth.
 
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -157,4 +158,11 @@ pub fn cgroup_path(pid: i32, controller: &str) -> Result<String> {
         }
     }
     bail!("process {pid} is in no cgroup of {controller:?}")
+}
+
+/// Runs ip(8).
+pub fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip").args(arguments.split(' ')).output()?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

@@ -4,13 +4,13 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use berth_tests::{
     Node, Options,
     cri::{NamespaceMode, code_of, pod_namespaces, script, security, sleeper},
+    host::ip,
     on_node_with,
 };
 use k8s_cri::v1::{CdiDevice, ContainerConfig, Int64Value};
@@ -201,12 +201,6 @@ impl Drop for Cable {
         // Gone with the pod already, unless the test failed.
         let _ = ip(&format!("link delete {}", self.other));
     }
-}
-
-fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip").args(arguments.split(' ')).output()?;
-    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 #[test]

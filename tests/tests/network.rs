@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use berth_tests::{
     Node, Options,
     cri::{Container, Pod, sleeper},
-    host, on_node, on_node_with,
+    host::{self, ip},
+    on_node, on_node_with,
 };
 use k8s_cri::v1::{PortMapping, Protocol};
 use tokio::{
@@ -123,8 +124,7 @@ impl Outside {
             format!("-n {name} address add {}/126 dev {far} nodad", addresses.ipv6[1]),
             format!("-n {name} link set {far} up"),
         ] {
-            let output = Command::new("ip").args(line.split(' ')).output()?;
-            ensure!(output.status.success(), "ip {line}: {output:?}");
+            ip(&line)?;
         }
         Ok(outside)
     }
@@ -139,7 +139,7 @@ impl Drop for Outside {
         // The link goes with the namespace, once no socket of ours is in it.
         let near = self.name.replace("-out", "-n");
         for line in [format!("link delete {near}"), format!("netns delete {}", self.name)] {
-            let _ = Command::new("ip").args(line.split(' ')).output();
+            let _ = ip(&line);
         }
     }
 }

@@ -51,7 +51,8 @@ impl Services {
     /// Opens stores, recovers pods, makes the handlers. Nobody can connect before this is done: kubelet takes an
     /// empty list for "all pods are gone", and no answer for what it is.
     ///
-    /// `calls` are counted by the server. `stopping` is cancelled when the daemon ends; streams that would never end by themselves end with it.
+    /// `calls` are counted by the server. `stopping` is cancelled when the daemon ends; streams that would never end by
+    /// themselves end with it.
     ///
     /// # Errors
     /// Whatever keeps the daemon from working at all.

@@ -221,16 +221,17 @@ impl Images {
     }
 
     async fn measure_uppers(&self) -> Result<Size, DiskError> {
-        let fresh = |last: Option<(Instant, Size)>| last.filter(|(at, _)| at.elapsed() < MEASURE_AGE);
-        let last = *lock(&self.0.uppers);
         // A walk goes on when its caller has given up, and who comes meanwhile makes none of his own: he gets what is
         // known, or waits.
-        let walking = match (fresh(last), last, Arc::clone(&self.0.walking).try_lock_owned()) {
-            (Some((_, size)), ..) | (None, Some((_, size)), Err(_)) => return Ok(size),
-            (None, _, Ok(walking)) => walking,
-            (None, None, Err(_)) => Arc::clone(&self.0.walking).lock_owned().await,
+        let last = *lock(&self.0.uppers);
+        let walking = match (Arc::clone(&self.0.walking).try_lock_owned(), last) {
+            (Ok(walking), _) => walking,
+            (Err(_), Some((_, size))) => return Ok(size),
+            (Err(_), None) => Arc::clone(&self.0.walking).lock_owned().await,
         };
-        if let Some((_, size)) = fresh(*lock(&self.0.uppers)) {
+        if let Some((at, size)) = *lock(&self.0.uppers)
+            && at.elapsed() < MEASURE_AGE
+        {
             return Ok(size);
         }
         let inner = Arc::clone(&self.0);

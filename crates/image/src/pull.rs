@@ -96,10 +96,7 @@ impl Images {
             persist(|| session.small_blob(&found.config.digest)).await.map_err(|e| fail(e.into()))?;
         let (config, specs) = read_config(&found, &config).map_err(|error| error.of(&text))?;
 
-        let layers = specs.iter().flat_map(|spec| [&spec.diff_id, &spec.blob]);
-        let documents = found.documents.iter().map(|(digest, _)| digest);
-        let parts = layers.chain(documents).chain([&found.config.digest]);
-        let attempt = Arc::new(Attempt::new(self.0.pin(parts.map(|part| part.hex().to_owned()).collect())));
+        let attempt = Attempt::at(&self.0, &found, &specs);
         progress.expect(&specs);
         let ended = match self.layers(&session, &specs, &attempt, progress).await {
             Ok(layers) => {
@@ -166,7 +163,7 @@ impl Images {
         let Some(image) = self.0.whole_image_of(&digest) else { return Ok(None) };
         let layers = image.record.layers.iter().flat_map(|layer| [&layer.diff_id, &layer.blob]);
         let parts = layers.chain(&image.record.manifests).chain([image.id.digest()]);
-        let attempt = Arc::new(Attempt::new(self.0.pin(parts.map(|part| part.hex().to_owned()).collect())));
+        let attempt = Attempt::holding(&self.0, parts);
         // From here on nothing of it goes; what went before is seen now.
         let Some(image) = self.0.whole_image_of(&digest) else { return Ok(None) };
         let mut record = image.record.clone();
@@ -307,8 +304,16 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(pins: Pins) -> Attempt {
-        Attempt { pins: Some(pins), succeeded: false.into() }
+    /// For an image that is not here yet.
+    pub(crate) fn at(inner: &Arc<Inner>, found: &Found, specs: &[LayerSpec]) -> Arc<Attempt> {
+        let layers = specs.iter().flat_map(|spec| [&spec.diff_id, &spec.blob]);
+        let documents = found.documents.iter().map(|(digest, _)| digest);
+        Attempt::holding(inner, layers.chain(documents).chain([&found.config.digest]))
+    }
+
+    fn holding<'a>(inner: &Arc<Inner>, parts: impl Iterator<Item = &'a Digest>) -> Arc<Attempt> {
+        let pins = inner.pin(parts.map(|part| part.hex().to_owned()).collect());
+        Arc::new(Attempt { pins: Some(pins), succeeded: false.into() })
     }
 
     fn succeeded(&self) {

@@ -21,7 +21,7 @@ use crate::{
     ipam::{Addresses, Exhausted, Subnets, gateway_of, mac_of},
     lease::BridgeLease,
     netlink::{
-        NetlinkError, Socket,
+        NetlinkError, Socket, absent_is_fine,
         route::{self, Link, Veth},
     },
     nft::{self, Table},
@@ -391,13 +391,6 @@ pub(crate) fn probe(subnets: &Subnets) -> Result<(), NetlinkError> {
     let mut filter = Socket::netfilter()?;
     nft::probe(&mut filter)?;
     nft::rehearse(&mut filter, &subnets.each().collect::<Vec<_>>())
-}
-
-fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    match result {
-        Err(err) if err.is_absent() => Ok(()),
-        other => other,
-    }
 }
 
 /// A kernel without this (ctnetlink is an option) only makes a UDP sender wait for its old entry to time out.

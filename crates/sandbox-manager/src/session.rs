@@ -238,7 +238,7 @@ impl Dialer {
     pub async fn connect(&self, port: u16) -> io::Result<TcpStream> {
         let netns = match &self.inside {
             None => None,
-            Some(supervisor) => Some(File::open(format!("/proc/{}/ns/net", supervisor.pid()))?.into()),
+            Some(supervisor) => Some(supervisor.network_namespace()?),
         };
         berth_network::dial_loopback(netns, port).await
     }

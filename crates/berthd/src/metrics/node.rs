@@ -10,6 +10,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 
+use super::gauge;
+
 /// The node at one moment.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -83,8 +85,4 @@ fn by_state(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, counts:
         family.encode_family(&[("owner", *owner), ("state", *state)])?.encode_gauge(count)?;
     }
     Ok(())
-}
-
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
-    encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
 }

@@ -10,6 +10,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
+use super::gauge;
+
 /// The process at one moment; what cannot be read is left out.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -59,7 +61,7 @@ impl Collector for Process {
         ];
         for (name, help, value) in gauges {
             let Some(value) = value else { continue };
-            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+            gauge(&mut encoder, name, help, value)?;
         }
         Ok(())
     }

@@ -74,14 +74,12 @@ struct Outcome {
     calls: Calls,
     method: String,
     began: Instant,
-    is_read: bool,
     settled: bool,
 }
 
 impl Outcome {
     fn new(method: Method<'_>, span: Span, calls: Calls) -> Self {
-        let name = method.name().to_owned();
-        Self { span, calls, method: name, began: Instant::now(), is_read: method.is_read(), settled: false }
+        Self { span, calls, method: method.name().to_owned(), began: Instant::now(), settled: false }
     }
 
     /// Writes the line when these headers or trailers say how the call ended. True when they do.
@@ -92,7 +90,7 @@ impl Outcome {
             let latency = self.began.elapsed();
             self.calls.ended(&self.method, status.code(), latency);
             let _in_span = self.span.enter();
-            log(status.code(), status.message(), self.is_read, latency);
+            log(status.code(), status.message(), Method::of(&self.method).is_read(), latency);
         }
         true
     }

@@ -63,11 +63,7 @@ impl Images {
         let text = names.first().map_or_else(|| found.config.digest.to_string(), ToString::to_string);
         let walk = |error: WalkError| LoadError::Image(error.of(&text));
         let (config, specs) = read_config(&found, &config).map_err(walk)?;
-        let mut pinned: Vec<String> = specs.iter().map(|spec| spec.diff_id.hex().to_owned()).collect();
-        pinned.extend(specs.iter().map(|spec| spec.blob.hex().to_owned()));
-        pinned.push(found.config.digest.hex().to_owned());
-        pinned.extend(found.documents.iter().map(|(digest, _)| digest.hex().to_owned()));
-        let attempt = Arc::new(Attempt::new(self.0.pin(pinned)));
+        let attempt = Attempt::at(&self.0, &found, &specs);
         let inner = Arc::clone(&self.0);
         let placed = tokio::task::spawn_blocking(move || {
             blobs

@@ -88,6 +88,14 @@ impl NetlinkError {
     }
 }
 
+/// For what is to be gone: it may be already.
+pub(crate) fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match result {
+        Err(err) if err.is_absent() => Ok(()),
+        other => other,
+    }
+}
+
 /// One request, in words as well.
 #[derive(Debug)]
 pub(crate) struct Request {

@@ -10,7 +10,7 @@ use self::ruleset::{Chain, Element, Set, chains, elements, sets};
 pub(crate) use self::{ruleset::Family, wire::Attributes};
 use crate::{
     hostport::Forward,
-    netlink::{ACK, APPEND, CREATE, NetlinkError, Request, Socket},
+    netlink::{ACK, APPEND, CREATE, NetlinkError, Request, Socket, absent_is_fine},
 };
 
 const SUBSYSTEM: u16 = 10;
@@ -108,11 +108,8 @@ impl Table {
         {
             let members = [encode_element(&element, &forward.owner)];
             let step = "remove host ports from";
-            match commit(socket, vec![self.elements(step, Kind::DeleteElements, ACK, &element.set, &members)])
-            {
-                Err(err) if err.is_absent() => {}
-                other => other?,
-            }
+            let request = self.elements(step, Kind::DeleteElements, ACK, &element.set, &members);
+            absent_is_fine(commit(socket, vec![request]))?;
         }
         Ok(())
     }
@@ -120,10 +117,7 @@ impl Table {
     /// Deletes the table; an absent one is fine.
     pub(crate) fn delete(&self, socket: &mut Socket) -> Result<(), NetlinkError> {
         let named = Attributes::new().string(1, &self.name);
-        match commit(socket, vec![self.request("delete", Kind::DeleteTable, ACK, named)]) {
-            Err(err) if err.is_absent() => Ok(()),
-            other => other,
-        }
+        absent_is_fine(commit(socket, vec![self.request("delete", Kind::DeleteTable, ACK, named)]))
     }
 
     fn new_set(&self, set: &Set) -> Request {

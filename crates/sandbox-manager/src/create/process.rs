@@ -1,6 +1,6 @@
 //! The container's first process: made by berth's launcher, by an OCI runtime, or by CRIU from a checkpoint.
 
-use std::{borrow::Cow, fs::File, io, os::fd::OwnedFd, sync::Arc};
+use std::{borrow::Cow, io, os::fd::OwnedFd, sync::Arc};
 
 use berth_cri::berth::v1::{CreateProcess, ExternalRuntime};
 use berth_launcher::{
@@ -112,11 +112,11 @@ impl Creation {
             let why = "the pod is in the host's network, where they are already".to_owned();
             return Err(Error::Invalid { field: "linux.netDevices", why });
         }
-        let netns = format!("/proc/{}/ns/net", self.supervisor.pid());
         for (device, wanted) in devices {
             let name = wanted.name().clone().unwrap_or_else(|| device.clone());
-            let netns = File::open(&netns).map_err(self.step("open its network namespace"))?;
-            let moved = berth_network::move_device(netns.into(), device, name).await;
+            let netns = self.supervisor.network_namespace();
+            let netns = netns.map_err(self.step("open its pod's network namespace"))?;
+            let moved = berth_network::move_device(netns, device, name).await;
             moved.map_err(|err| match err {
                 DeviceError::Missing(_) | DeviceError::Kept(_) | DeviceError::Taken(_) => {
                     Error::NodeLacks(format!("{}: {err}", self.label()))
@@ -125,10 +125,9 @@ impl Creation {
             })?;
         }
         let mut spec = spec.clone();
-        spec.set_linux(spec.linux().clone().map(|mut linux| {
+        if let Some(linux) = spec.linux_mut() {
             linux.set_net_devices(None);
-            linux
-        }));
+        }
         Ok(Cow::Owned(spec))
     }
 

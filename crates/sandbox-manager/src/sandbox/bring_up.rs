@@ -176,9 +176,9 @@ async fn network_inside(
     if sandbox.host_network() {
         return Ok(Vec::new());
     }
-    let opened = fs::File::open(format!("/proc/{}/ns/net", supervisor.pid()));
+    let opened = supervisor.network_namespace();
     let netns = opened.map_err(Error::step(sandbox.label(), "open its network namespace"))?;
-    let adopted = host.network.adopt_netns(netns.into()).await;
+    let adopted = host.network.adopt_netns(netns).await;
     let netns = adopted.map_err(Error::step(sandbox.label(), "prepare its network namespace"))?;
     attach(host, sandbox, netns).await.map(|(_, ips)| ips)
 }

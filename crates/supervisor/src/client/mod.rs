@@ -14,6 +14,7 @@ mod connection;
 mod error;
 mod spawn;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -127,6 +128,14 @@ impl Supervisor {
     /// `berth-pod`'s own pid.
     pub fn pid(&self) -> i32 {
         self.0.pid
+    }
+
+    /// The network namespace that it is in, which is the pod's.
+    ///
+    /// # Errors
+    /// open(2): it has ended.
+    pub fn network_namespace(&self) -> io::Result<OwnedFd> {
+        Ok(File::open(format!("/proc/{}/ns/net", self.pid()))?.into())
     }
 
     /// Makes the pod's user namespace, with a network namespace and others that belong to it, and enters the latter. Once,
