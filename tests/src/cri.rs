@@ -340,6 +340,17 @@ impl Container<'_> {
         host::processes_in_cgroup(&self.id)
     }
 
+    /// The ids of a [`sleeper`]'s processes once it sleeps: the shell's and, which it starts a moment after the
+    /// container's start, that of `sleep`.
+    pub async fn wait_asleep(&self) -> Result<Vec<i32>> {
+        wait_until("the sleeper to sleep", PATIENCE, async || {
+            let pids = self.pids()?;
+            ensure!(pids.len() == 2, "its processes: {pids:?}");
+            Ok(pids)
+        })
+        .await
+    }
+
     /// The id of the container's first process in the host's pid namespace.
     pub fn pid(&self) -> Result<i32> {
         self.pids()?.into_iter().min().context("the container has no process")

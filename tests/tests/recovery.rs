@@ -50,7 +50,7 @@ fn a_killed_daemon_finds_everything_as_it_left_it() {
         let pods = [&ready, &stopped];
         let containers = [&running, &exited, &created, &inside];
         let before = statuses(&pods, &containers).await?;
-        let pids = running.pids()?;
+        let pids = running.wait_asleep().await?;
         for _ in 0..3 {
             node.kill9().await?;
             node.start().await?;
