@@ -27,8 +27,20 @@ pub struct Mount {
 /// All mounts a process sees; `"self"` is allowed.
 pub fn mounts(pid: &str) -> Result<Vec<Mount>> {
     let path = format!("/proc/{pid}/mountinfo");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    parse_mounts(&text)
+    let text = fs::read(&path).with_context(|| format!("reading {path}"))?;
+    parse_mounts(&String::from_utf8_lossy(&text))
+}
+
+/// Does something while a file system in memory is mounted on a new folder. Fails when it is still in use afterwards.
+pub async fn with_tmpfs<T>(at: &Path, options: &str, body: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
+    fs::create_dir(at)?;
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).status()?;
+    ensure!(mounted.success(), "mount ended with {mounted}");
+    let outcome = body().await;
+    let unmounted = std::process::Command::new("umount").arg(at).status()?;
+    ensure!(unmounted.success(), "{} is still in use", at.display());
+    outcome
 }
 
 /// Parses mountinfo, wherever it was read.

@@ -2,11 +2,11 @@
 
 use std::{fs, os::unix::fs::MetadataExt};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use berth_tests::{
     PATIENCE,
     cri::{container, script},
-    on_node, wait_until,
+    host, on_node, wait_until,
 };
 
 #[test]
@@ -141,15 +141,9 @@ fn tty_output_is_one_stream_with_carriage_returns() {
 fn a_full_disk_drops_lines_with_a_count_and_the_container_goes_on() {
     on_node(async |node| {
         let logs = node.dir().join("small-disk");
-        fs::create_dir(&logs)?;
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
-            .arg(&logs)
-            .status()?;
-        ensure!(mounted.success());
         let mut config = node.pod("web");
         config.log_directory = logs.display().to_string();
-        let outcome = async {
+        host::with_tmpfs(&logs, "size=64k", async || {
             let pod = node.run_pod(config).await?;
             let text = "i=0; while [ $i -lt 20000 ]; do echo line number $i; i=$((i+1)); done; touch /done; \
                         while :; do sleep 0.05; echo later; done";
@@ -170,12 +164,7 @@ fn a_full_disk_drops_lines_with_a_count_and_the_container_goes_on() {
             .await?;
             pod.stop().await?;
             pod.remove().await
-        }
-        .await;
-        let unmounted = std::process::Command::new("umount").arg(&logs).status()?;
-        if !unmounted.success() {
-            bail!("the log's disk is still in use");
-        }
-        outcome
+        })
+        .await
     });
 }

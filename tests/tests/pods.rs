@@ -1,6 +1,6 @@
 //! Sandboxes: their life, what is told of them, and how often one may ask.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt};
 
 use anyhow::{Result, bail, ensure};
 use berth_tests::{
@@ -23,6 +23,22 @@ async fn list(node: &Node, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSa
 
 async fn ids(node: &Node, filter: PodSandboxFilter) -> Result<Vec<String>> {
     Ok(list(node, Some(filter)).await?.into_iter().map(|pod| pod.id).collect())
+}
+
+#[test]
+fn a_foreign_mount_whose_path_is_no_text_disturbs_nothing() {
+    on_node(async |node| {
+        let odd = node.dir().join(OsStr::from_bytes(b"no text \xff"));
+        host::with_tmpfs(&odd, "size=64k", async || {
+            node.kill9().await?;
+            node.start().await?;
+            let pod = node.run_pod(node.pod("web")).await?;
+            pod.run(sleeper("main")).await?;
+            pod.stop().await?;
+            pod.remove().await
+        })
+        .await
+    });
 }
 
 #[test]

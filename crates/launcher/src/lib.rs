@@ -15,7 +15,8 @@
 //!                              Gate::read  ◄──end of file──────    (the gate closes on exec)
 //! ```
 //!
-//! [`user_namespace`] makes the user namespace of a pod, for those who hold it. [`cgroup`] makes, limits, reads, empties and removes cgroups, v1 and v2.
+//! [`user_namespace`] makes the user namespace of a pod, for those who hold it. [`cgroup`] makes, limits, reads, empties and removes cgroups, v1 and v2. [`mount_table`] reads the
+//! kernel's list of mounts.
 //!
 //! What this crate never does: keep a table of containers, wait for a process, decide when one is stopped, read an
 //! image, make a network or pid-1 for a pod, or parse text inside the supervisor.
@@ -28,6 +29,7 @@ pub mod container;
 mod error;
 mod gate;
 pub mod hook;
+pub mod mount_table;
 pub mod plan;
 pub mod run;
 pub mod sys;

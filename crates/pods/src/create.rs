@@ -28,7 +28,8 @@ pub(crate) async fn create(
     let ended = target.filter(|target| matches!(target.state, ContainerState::Exited(_)));
     let log_dir = node.log_dir(&plan.record.uid);
     let log_dir = log_dir.to_string_lossy();
-    let facts = node.facts.of(&plan.record.uid, &view.sandbox.ips, &log_dir, plan.ids());
+    let node_facts = node.facts(plan).await;
+    let facts = node_facts.of(&plan.record.uid, &view.sandbox.ips, &log_dir, plan.ids());
     let config = {
         let volumes = volumes(node, plan);
         let mut places = Vec::new();

@@ -6,11 +6,12 @@ use std::thread::available_parallelism;
 
 use berth_manifest::DnsConfig;
 use berth_manifest::cri::{Facts, Ids};
+use berth_sandbox_manager::node_resolver;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use rustix::system::{sysinfo, uname};
 
-/// Looked up once, at the daemon's start.
+/// As it is now: a node may get its name, addresses and resolver after the daemon's start, and others later.
 #[derive(Debug)]
 pub(crate) struct NodeFacts {
     name: String,
@@ -23,11 +24,14 @@ pub(crate) struct NodeFacts {
 }
 
 impl NodeFacts {
-    pub(crate) fn gather(cgroup2: bool) -> Self {
+    /// `host_network` for a pod that has the node's.
+    pub(crate) fn gather(cgroup2: bool, host_network: bool) -> Self {
         let info = sysinfo();
         let memory = u64::from(info.mem_unit).saturating_mul(info.totalram);
-        // Without the file the resolver asks the node itself (resolv.conf(5)), and so will the pods.
-        let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let resolver = node_resolver(host_network).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read the node's resolver configuration; the pod gets none");
+            String::new()
+        });
         Self {
             name: uname().nodename().to_string_lossy().into_owned(),
             ips: addresses(),

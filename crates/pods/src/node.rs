@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::directory::Directory;
 use crate::facts::NodeFacts;
-use crate::record::{ManifestRecord, ProgressRecord};
+use crate::record::{ManifestRecord, Plan, ProgressRecord};
 
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -23,7 +23,6 @@ pub(crate) struct Node {
     pub(crate) progress: Store,
     /// A folder for each pod.
     pub(crate) root: PathBuf,
-    pub(crate) facts: NodeFacts,
     pub(crate) boot_id: String,
     pub(crate) directory: Directory,
 }
@@ -31,6 +30,12 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.root.join(uid)
+    }
+
+    /// What the node adds to a pod just now.
+    pub(crate) async fn facts(&self, plan: &Plan) -> NodeFacts {
+        let (cgroup2, host_network) = (self.manager.has_cgroup_v2(), plan.pod.host_network);
+        blocking(move || NodeFacts::gather(cgroup2, host_network)).await
     }
 
     pub(crate) fn log_dir(&self, uid: &str) -> PathBuf {

@@ -13,7 +13,6 @@ use berth_store::{Store, StoreError};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::directory::{Directory, Entry, Key};
-use crate::facts::NodeFacts;
 use crate::node::{self, Node};
 use crate::record::{IDS, ManifestRecord, Plan, ProgressRecord};
 use crate::task::{Beginning, Message, Task};
@@ -84,7 +83,6 @@ impl Pods {
         tokio::fs::create_dir_all(&folder)
             .await
             .map_err(|source| StartError::Path { path: folder, source })?;
-        let facts = NodeFacts::gather(manager.has_cgroup_v2());
         let node = Node {
             boot_id: manager.boot_id().to_owned(),
             manager,
@@ -92,7 +90,6 @@ impl Pods {
             manifests,
             progress,
             root,
-            facts,
             directory: Directory::default(),
         };
         let pods = Self(Arc::new(node));

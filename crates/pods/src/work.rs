@@ -89,7 +89,8 @@ async fn try_run_sandbox(node: &Node, plan: &Plan, attempt: u32) -> Result<Arc<P
     let log_dir = node.log_dir(uid);
     tokio::fs::create_dir_all(&log_dir).await.map_err(|error| format!("{}: {error}", log_dir.display()))?;
     let log_dir = log_dir.to_string_lossy();
-    let facts = node.facts.of(uid, &[], &log_dir, plan.ids());
+    let node_facts = node.facts(plan).await;
+    let facts = node_facts.of(uid, &[], &log_dir, plan.ids());
     volumes(node, plan).prepare(&plan.pod, &facts).await.map_err(text)?;
     let config = cri::sandbox(&plan.pod, &facts, attempt);
     let id = node.manager.run_sandbox(config, &plan.pod.runtime_class).await.map_err(text)?;

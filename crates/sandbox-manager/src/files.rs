@@ -13,7 +13,7 @@ use berth_cri::runtime::v1::{DnsConfig, PodSandboxConfig};
 use berth_image::FirstIds;
 use berth_supervisor::USER_NAMESPACE;
 
-use crate::{ContainerId, SandboxId};
+use crate::{ContainerId, SandboxId, node_resolver};
 
 /// Where a pod's things lie below STATE: gone after a reboot, as the pod is.
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ pub(crate) fn write(
     owner: Option<FirstIds>,
 ) -> io::Result<()> {
     let name = hostname(config, node);
-    fs::write(dir.resolv_conf(), resolv_conf(config.dns_config.as_ref())?)?;
+    fs::write(dir.resolv_conf(), resolv_conf(config.dns_config.as_ref(), ips.is_empty())?)?;
     fs::write(dir.hosts(), hosts(&name, ips)?)?;
     fs::write(dir.hostname(), name + "\n")?;
     if let Some(FirstIds { uid, gid }) = owner {
@@ -108,15 +108,12 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// From the config, or the host's own when it says nothing (crictl's configs usually do not).
-fn resolv_conf(dns: Option<&DnsConfig>) -> io::Result<String> {
+/// From the config, or the node's own when it says nothing (crictl's configs usually do not).
+fn resolv_conf(dns: Option<&DnsConfig>, host_network: bool) -> io::Result<String> {
     let said =
         |dns: &&DnsConfig| !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty());
     let Some(dns) = dns.filter(said) else {
-        return match fs::read_to_string("/etc/resolv.conf") {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            read => read,
-        };
+        return node_resolver(host_network);
     };
     let mut text = String::new();
     if !dns.searches.is_empty() {
@@ -159,16 +156,16 @@ mod tests {
             options: vec!["ndots:8".into()],
         };
         assert_eq!(
-            resolv_conf(Some(&dns)).unwrap(),
+            resolv_conf(Some(&dns), false).unwrap(),
             "search a.b c\nnameserver 10.10.10.10\noptions ndots:8\n"
         );
     }
 
     #[test]
-    fn an_empty_dns_config_means_the_hosts_own() {
+    fn an_empty_dns_config_means_the_nodes_own() {
         let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        assert_eq!(resolv_conf(Some(&DnsConfig::default())).unwrap(), host);
-        assert_eq!(resolv_conf(None).unwrap(), host);
+        assert_eq!(resolv_conf(Some(&DnsConfig::default()), true).unwrap(), host);
+        assert_eq!(resolv_conf(None, true).unwrap(), host);
     }
 
     #[test]

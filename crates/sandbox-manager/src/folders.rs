@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use berth_launcher::mount_table::MountTable;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 
 /// Gives a detached mount a path.
@@ -28,22 +29,14 @@ pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
 /// Detaches every mount at or below a folder of ours, the newest first. Mount points come from the kernel's list, so
 /// that also what a crashed daemon left is found.
 fn unmount_all_below(dir: &Path) -> io::Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    for point in points.filter(|point| Path::new(point).starts_with(dir)) {
-        match unmount(&point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+    for point in MountTable::of_this_process()?.points_below(dir).iter().rev() {
+        match unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             // Gone with a mount above it, or by somebody else's hand.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             Err(err) => return Err(err.into()),
         }
     }
     Ok(())
-}
-
-/// proc_pid_mountinfo(5) writes blanks and backslashes as octal.
-pub(crate) fn unescape(field: &str) -> String {
-    const ESCAPES: [(&str, &str); 4] = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    ESCAPES.iter().fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
 pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {

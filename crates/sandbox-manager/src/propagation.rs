@@ -1,8 +1,9 @@
 //! Mount propagation: what a bind mount's source must be like for the container's mounts to reach the node.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use berth_cri::runtime::v1::{Mount, MountPropagation};
+use berth_launcher::mount_table::MountTable;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 /// A source that cannot carry mounts back to the node.
@@ -37,18 +38,17 @@ pub(crate) fn check(mounts: &[Mount]) -> Result<(), PropagationError> {
     Ok(())
 }
 
-/// Whether the mount that holds a path is in a peer group: `shared:N` among the optional fields of
-/// proc_pid_mountinfo(5), which stand before a lone dash.
+/// Whether the mount that holds a path is in a peer group.
 fn is_shared(path: &Path) -> io::Result<bool> {
     let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mount = mounts.lines().find(|line| line.split(' ').next() == Some(id.to_string().as_str()));
-    let fields = mount.map(|line| line.split(' ').skip(6).take_while(|field| *field != "-"));
-    Ok(fields.is_some_and(|mut fields| fields.any(|field| field.starts_with("shared:"))))
+    let table = MountTable::of_this_process()?;
+    Ok(table.mounts().any(|mount| mount.id == id && mount.shared))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use berth_launcher::mount_table::MountTable;
+
 use super::{Finding, read};
 
 const AREA: &str = "cgroups";
@@ -12,7 +14,7 @@ const V1: [&str; 7] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", 
 const V2: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
 pub(super) fn check() -> Vec<Finding> {
-    let hierarchies = Hierarchies::of(&read("/proc/self/mountinfo"));
+    let hierarchies = Hierarchies::of(&MountTable::of_this_process().unwrap_or_default());
     let mut findings = vec![hierarchies.judge(&read("/sys/fs/cgroup/cgroup.controllers"))];
     if let Some(folder) = hierarchies.any() {
         findings.push(child(folder));
@@ -39,18 +41,14 @@ struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// proc_pid_mountinfo(5).
-    fn of(mountinfo: &str) -> Self {
+    fn of(table: &MountTable) -> Self {
         let mut found = Self::default();
-        for line in mountinfo.lines() {
-            let Some((before, after)) = line.split_once(" - ") else { continue };
-            let Some(folder) = before.split(' ').nth(4).map(PathBuf::from) else { continue };
-            let mut after = after.split(' ');
-            match after.next() {
-                Some("cgroup2") => found.v2 = Some(folder),
-                Some("cgroup") => {
-                    let options = after.nth(1).unwrap_or_default();
-                    found.v1.push((options.split(',').map(str::to_owned).collect(), folder));
+        for mount in table.mounts() {
+            match mount.kind {
+                "cgroup2" => found.v2 = Some(mount.point()),
+                "cgroup" => {
+                    let options = mount.options.split(',').map(str::to_owned).collect();
+                    found.v1.push((options, mount.point()));
                 }
                 _ => {}
             }
@@ -122,15 +120,15 @@ mod tests {
 
     #[test]
     fn hosts_of_all_kinds_are_told_apart() {
-        let v2 = Hierarchies::of(UNIFIED);
+        let v2 = Hierarchies::of(&UNIFIED.into());
         assert_eq!(v2.judge("cpuset cpu io memory pids").verdict, Verdict::Good);
         let some = v2.judge("cpu io");
         assert!(matches!(some.verdict, Verdict::Warn(_)) && some.found.contains("memory, pids"), "{some:?}");
         // A hybrid host limits by version 1.
-        let hybrid = Hierarchies::of(&format!("{MEMORY}\n{UNIFIED}"));
+        let hybrid = Hierarchies::of(&format!("{MEMORY}\n{UNIFIED}").as_str().into());
         let judged = hybrid.judge("");
         assert!(judged.found.starts_with("version 1, without cpu, cpuacct"), "{judged:?}");
         assert_eq!(hybrid.any(), Some(&PathBuf::from("/sys/fs/cgroup/memory")));
-        assert!(matches!(Hierarchies::of("").judge("").verdict, Verdict::Bad(_)));
+        assert!(matches!(Hierarchies::of(&"".into()).judge("").verdict, Verdict::Bad(_)));
     }
 }

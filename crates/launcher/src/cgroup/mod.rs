@@ -15,6 +15,8 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use crate::mount_table::MountTable;
+
 pub use resources::{DeviceAccess, DeviceKind, DeviceRule, HugepageLimit, Resources};
 
 /// Where cgroup v2 is mounted when it is the only version.
@@ -84,28 +86,25 @@ impl Cgroups {
     /// [`CgroupError::NotMounted`] when there is none.
     pub fn detect() -> Result<Cgroups, CgroupError> {
         let path = PathBuf::from("/proc/self/mountinfo");
-        let table = fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })?;
-        Cgroups::from_mountinfo(&table).ok_or(CgroupError::NotMounted)
+        let table = MountTable::of_this_process().map_err(|source| CgroupError::Read { path, source })?;
+        Cgroups::mounted(&table).ok_or(CgroupError::NotMounted)
     }
 
-    fn from_mountinfo(table: &str) -> Option<Cgroups> {
+    fn mounted(table: &MountTable) -> Option<Cgroups> {
         let mut v1: Vec<Hierarchy> = Vec::new();
         let mut v2 = None;
-        for line in table.lines() {
-            // proc_pid_mountinfo(5): fields of the mount, " - ", type, source, options of the file system.
-            let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
-            let Some(mount_point) = mount.split(' ').nth(4).map(PathBuf::from) else { continue };
-            let mut fields = filesystem.split(' ');
-            match (fields.next(), fields.nth(1)) {
-                (Some("cgroup2"), _) => v2 = v2.or(Some(mount_point)),
-                (Some("cgroup"), Some(options)) => {
-                    let controllers: Vec<String> = options
+        for mount in table.mounts() {
+            match mount.kind {
+                "cgroup2" => v2 = v2.or_else(|| Some(mount.point())),
+                "cgroup" => {
+                    let controllers: Vec<String> = mount
+                        .options
                         .split(',')
                         .filter(|option| is_controller(option))
                         .map(str::to_owned)
                         .collect();
                     if !v1.iter().any(|known| known.controllers == controllers) {
-                        v1.push(Hierarchy { mount_point, controllers });
+                        v1.push(Hierarchy { mount_point: mount.point(), controllers });
                     }
                 }
                 _ => {}
@@ -393,7 +392,7 @@ mod tests {
 27 24 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
 28 24 0:23 / /other/cpu rw - cgroup cgroup rw,cpu,cpuacct
 ";
-        let cgroups = Cgroups::from_mountinfo(table).unwrap();
+        let cgroups = Cgroups::mounted(&table.into()).unwrap();
         assert_eq!(cgroups.version(), Version::V1);
         let at = cgroups.at("/berth/x").unwrap();
         let dirs: Vec<_> = at.dirs().collect();
@@ -407,10 +406,10 @@ mod tests {
     #[test]
     fn a_lone_v2_mount_is_v2() {
         let cgroups =
-            Cgroups::from_mountinfo("25 24 0:23 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n")
+            Cgroups::mounted(&"25 24 0:23 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n".into())
                 .unwrap();
         assert_eq!(cgroups.version(), Version::V2);
-        assert!(Cgroups::from_mountinfo("1 0 8:1 / / rw - ext4 /dev/sda rw\n").is_none());
+        assert!(Cgroups::mounted(&"1 0 8:1 / / rw - ext4 /dev/sda rw\n".into()).is_none());
     }
 
     #[test]

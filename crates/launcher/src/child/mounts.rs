@@ -10,6 +10,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, O
 use super::rootfs::{Root, file_type};
 use super::user::UserNamespace;
 use crate::error::{AtStep, StepError};
+use crate::mount_table::MountTable;
 use crate::sys::{self, MountAttributes};
 use crate::user_namespace;
 
@@ -61,14 +62,12 @@ fn map_ids(tree: &OwnedFd, mapping: &IdMapping, user: Option<&UserNamespace>) ->
 /// The type of the file system that `path` lies on, as proc_pid_mountinfo(5) names it, for messages.
 fn file_system(path: &str) -> String {
     let device = rustix::fs::stat(path).map(|stat| stat.st_dev);
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo");
-    let (Ok(device), Ok(mounts)) = (device, mounts) else { return "of unknown type".to_owned() };
+    let (Ok(device), Ok(table)) = (device, MountTable::of_this_process()) else {
+        return "of unknown type".to_owned();
+    };
     let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-    mounts
-        .lines()
-        .filter(|line| line.split(' ').nth(2) == Some(&number))
-        .find_map(|line| line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next()))
-        .map_or_else(|| "of unknown type".to_owned(), |kind| format!("of type {kind}"))
+    let found = table.mounts().find(|mount| mount.device == number);
+    found.map_or_else(|| "of unknown type".to_owned(), |mount| format!("of type {}", mount.kind))
 }
 
 /// Mounts everything, in order.

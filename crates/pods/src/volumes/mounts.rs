@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use berth_launcher::mount_table::MountTable;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -76,16 +77,7 @@ fn alone(path: &Path) -> rustix::io::Result<()> {
     mount_change(path, MountPropagationFlags::PRIVATE)
 }
 
-/// The mount points at or below a folder, the oldest first: from the kernel's list, so that also what a killed daemon left
-/// is found.
+/// From the kernel's list, so that also what a killed daemon left is found.
 fn below(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).map(PathBuf::from);
-    Ok(points.filter(|point| point.starts_with(folder)).collect())
-}
-
-/// proc_pid_mountinfo(5) writes blanks and backslashes as octal.
-fn unescape(field: &str) -> String {
-    const ESCAPES: [(&str, &str); 4] = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    ESCAPES.iter().fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
+    Ok(MountTable::of_this_process()?.points_below(folder))
 }

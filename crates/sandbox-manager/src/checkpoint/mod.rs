@@ -23,7 +23,7 @@ use std::{
 };
 
 use berth_cri::berth::v1::Criu;
-use berth_launcher::cgroup::Cgroup;
+use berth_launcher::{cgroup::Cgroup, mount_table::MountTable};
 use berth_supervisor::client::Supervisor;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
@@ -216,9 +216,8 @@ fn can_use_criu(host: &Host, sandbox: &Sandbox, tty: bool) -> Result<(), Error> 
 
 fn outside(container: &Container, spec: &Spec) -> io::Result<Outside> {
     let pid = container.pid().unwrap_or(0);
-    let mountinfo = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     Ok(Outside {
-        mounts: mounts::externals(&mountinfo, spec),
+        mounts: mounts::externals(&MountTable::of_process(pid)?, spec),
         streams: [stream(pid, 0)?, stream(pid, 1)?, stream(pid, 2)?],
     })
 }

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use berth_launcher::cgroup::Cgroup;
+use berth_launcher::{
+    cgroup::Cgroup,
+    mount_table::{Mount as Listed, MountTable},
+};
 use oci_spec::runtime::{Mount, Spec};
 use serde::{Deserialize, Serialize};
-
-use crate::folders::unescape;
 
 /// A mount point in the container, and what is mounted there from outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,21 +41,20 @@ fn bind_of<'s>(spec: &'s Spec, point: &str) -> Option<(&'s Mount, PathBuf)> {
     around.max_by_key(|(mount, _)| mount.destination().components().count())
 }
 
-/// The external ones of a container's /proc/PID/mountinfo.
-pub(super) fn externals(mountinfo: &str, spec: &Spec) -> Vec<External> {
+/// The external ones of a container's mounts.
+pub(super) fn externals(table: &MountTable, spec: &Spec) -> Vec<External> {
     let masked = spec.linux().as_ref().and_then(|linux| linux.masked_paths().as_ref());
-    let external = |line: &str| {
-        let mut fields = line.split(' ');
-        let point = unescape(fields.nth(4)?);
-        let kind = fields.skip_while(|field| *field != "-").nth(1)?;
-        let source = match kind {
+    let external = |mount: Listed<'_>| {
+        // CRIU's arguments are text as well.
+        let point = mount.point().to_string_lossy().into_owned();
+        let source = match mount.kind {
             "cgroup" | "cgroup2" => Source::Cgroup,
             "devtmpfs" if masked.is_some_and(|paths| paths.contains(&point)) => Source::Null,
             _ => bind_of(spec, &point).map(|_| Source::Bind)?,
         };
         Some(External { point, source })
     };
-    mountinfo.lines().filter_map(external).collect()
+    table.mounts().filter_map(external).collect()
 }
 
 /// What is to be mounted at a point of a container with this spec and cgroup.
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn what_comes_from_outside_is_found_and_found_again() {
-        let found = externals(MOUNTINFO, &spec());
+        let found = externals(&MOUNTINFO.into(), &spec());
         let cgroup = Cgroup::from_dirs(["/sys/fs/cgroup/memory/x".into()]);
         let sources: Vec<_> = found
             .iter()

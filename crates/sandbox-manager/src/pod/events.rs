@@ -7,7 +7,7 @@ use berth_supervisor::client::Event;
 
 use super::{Done, LOST, Phase, Pod};
 use crate::{
-    ContainerId, ContainerState, Exit,
+    Container, ContainerId, ContainerState, Exit,
     admit::InFlight,
     create::end_processes,
     recovery::{self, Connection},
@@ -66,13 +66,12 @@ impl Pod {
 
     pub(super) async fn on_exit(&mut self, exited: &ContainerExited) {
         let id = ContainerId::from_record(&exited.container_id);
-        // One that ends while it is being made is its creation's failure.
         let Some(slot) = self.slots.get_mut(&id) else { return };
-        let Some(container) = slot.container.clone() else { return };
-        if slot.work.in_flight() == InFlight::Start {
+        if matches!(slot.work.in_flight(), InFlight::Create | InFlight::Start) {
             slot.early_exit = Some(exited.clone());
             return;
         }
+        let Some(container) = slot.container.clone() else { return };
         if container.pid().is_none() {
             return;
         }
@@ -92,6 +91,14 @@ impl Pod {
             let result = end_processes(&host, &sandbox, &id, supervisor.as_ref()).await;
             Done::Cleaned(id, result)
         });
+    }
+
+    /// Ends what there is of a container whose supervisor is gone, and writes down that it has ended.
+    pub(super) async fn record_lost(&mut self, container: &Container) {
+        if let Some(ended) = recovery::agreed(&self.host, container, &[], LOST) {
+            self.record_end(ended).await;
+            self.clean_up(container.id.clone());
+        }
     }
 
     /// After a restart: the daemon before this one may have died between an exit and its cleaning up.

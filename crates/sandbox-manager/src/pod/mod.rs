@@ -101,7 +101,7 @@ struct Slot {
     /// Name and attempt, known from the beginning.
     name: (String, u32),
     work: Work,
-    /// Its end, when the news of its start is still on the way: first things first.
+    /// Its end, when the news of its creation or start is still on the way: first things first.
     early_exit: Option<ContainerExited>,
     /// Held while plugins are told of its end: who removes it waits for that.
     telling: Arc<Mutex<()>>,

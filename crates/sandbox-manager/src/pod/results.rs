@@ -5,17 +5,17 @@ use std::sync::Arc;
 use berth_cri::runtime::v1::LinuxContainerResources;
 use berth_store::Batch;
 
-use super::{Done, LOST, Phase, Pod, Work, answer, forget};
+use super::{Done, Phase, Pod, Work, answer, forget};
 use crate::{
     Container, ContainerId, ContainerState, Error, EventKind, Exit, Sandbox, UnixNanos, create::Made,
-    error::cause, plugins::Plugins, recovery, sandbox::Up, update,
+    error::cause, plugins::Plugins, sandbox::Up, update,
 };
 
 impl Pod {
     pub(super) async fn on_done(&mut self, done: Done) {
         match done {
             Done::Up(result) => self.on_up(result),
-            Done::Created(id, result) => self.on_created(&id, result),
+            Done::Created(id, result) => self.on_created(&id, result).await,
             Done::Started(id, result) => self.on_started(&id, result).await,
             Done::Stopped(id, result) => {
                 if let Some(slot) = self.slots.get_mut(&id) {
@@ -104,15 +104,22 @@ impl Pod {
         self.ended = true;
     }
 
-    fn on_created(&mut self, id: &ContainerId, result: Result<Made, Error>) {
+    async fn on_created(&mut self, id: &ContainerId, result: Result<Made, Error>) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         let Work::Create(waiting) = std::mem::replace(&mut slot.work, Work::Idle) else { return };
         match result {
             Ok((container, arriving)) => {
-                slot.container = Some(container);
+                let early_exit = slot.early_exit.take();
+                slot.container = Some(Arc::clone(&container));
                 self.publish();
                 drop(arriving);
                 self.tell(EventKind::Created, id.to_string());
+                // It may have ended before it was shown, and so may have its pod.
+                match early_exit {
+                    Some(exited) => self.on_exit(&exited).await,
+                    None if self.supervisor.is_none() => self.record_lost(&container).await,
+                    None => {}
+                }
                 answer(waiting, Ok(id.clone()));
             }
             Err(err) => {
@@ -186,9 +193,7 @@ impl Pod {
             self.set_not_ready().await;
         }
         for container in self.in_stop_order() {
-            if let Some(container) = recovery::agreed(&self.host, &container, &[], LOST) {
-                self.record_end(container).await;
-            }
+            self.record_lost(&container).await;
         }
     }
 
