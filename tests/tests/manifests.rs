@@ -9,7 +9,7 @@ use berth_cri::berth::v1::{
     watch_pods_response::What,
 };
 use berth_tests::{
-    Node, PATIENCE,
+    PATIENCE,
     cri::sleeper,
     manifest::{container, reference, state},
     on_node, wait_until,
@@ -393,64 +393,4 @@ fn a_watcher_that_comes_back_misses_nothing() {
         ensure!(missed.iter().any(removed), "{missed:?}");
         Ok(())
     });
-}
-
-#[test]
-fn a_folder_of_manifests_is_followed() {
-    on_node(async |node| {
-        let folder = node.dir().join("manifests");
-        std::fs::create_dir(&folder)?;
-        let put = |name: &str, text: &str| std::fs::write(folder.join(name), text);
-        // The folder was not there when the daemon started.
-        put("web.yaml", &sleeping("web"))?;
-        put("broken.yaml", "kind: Pod\nspec: [")?;
-        put(".hidden.yaml", &sleeping("hidden"))?;
-        let first = node.wait_pod_for("web", Duration::from_secs(40), ready).await?;
-        ensure!(first.source.ends_with("web.yaml"), "{first:#?}");
-        put("other.json", &serde_json::to_string(&other())?)?;
-        node.wait_pod("other", ready).await?;
-        put("web.yaml", &sleeping("web").replace("started", "changed"))?;
-        let changed = |pod: &Pod| {
-            ensure!(pod.uid != first.uid && pod.manifest.contains("changed"));
-            ready(pod)
-        };
-        node.wait_pod("web", changed).await?;
-        // One that is broken for a while goes on as it was.
-        put("other.json", "{")?;
-        std::fs::remove_file(folder.join("web.yaml"))?;
-        wait_until("the pod to go", PATIENCE, async || {
-            let pods = names(node).await?;
-            ensure!(pods == ["other"], "{pods:?}");
-            Ok(())
-        })
-        .await?;
-        node.kill9().await?;
-        std::fs::remove_file(folder.join("other.json"))?;
-        node.start().await?;
-        wait_until("the pod of a file that went meanwhile to go", PATIENCE, async || {
-            ensure!(names(node).await?.is_empty());
-            Ok(())
-        })
-        .await
-    });
-}
-
-fn ready(pod: &Pod) -> Result<()> {
-    ensure!(berth_tests::manifest::has(pod, "Ready"), "not ready");
-    Ok(())
-}
-
-fn other() -> serde_json::Value {
-    serde_json::json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "other" },
-        "spec": {
-            "terminationGracePeriodSeconds": 1,
-            "containers": [{ "name": "main", "image": "busybox", "command": ["sleep", "1000"] }]
-        }
-    })
-}
-
-async fn names(node: &Node) -> Result<Vec<String>> {
-    let pods = node.pods().list(ListPodsRequest::default()).await?.into_inner().pods;
-    Ok(pods.into_iter().filter_map(|pod| Some(pod.pod?.name)).collect())
 }

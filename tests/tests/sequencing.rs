@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use berth_cri::berth::v1::{Pod, pod::Phase, pod_container::State};
+use anyhow::{Context, Result, bail, ensure};
+use berth_cri::berth::v1::{AddEphemeralRequest, Manifest, Pod, pod::Phase, pod_container::State};
 use berth_tests::{
-    Node, PATIENCE,
+    Node, PATIENCE, host,
     manifest::{container, has, state, times},
     on_node, wait_until,
 };
@@ -365,6 +365,136 @@ fn a_program_that_is_not_there_is_named() {
             ended.reason == "ContainerCannotRun" && ended.message.contains("/no/such/program"),
             "{ended:?}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn an_end_while_the_daemon_is_away_keeps_its_last_words() {
+    on_node(async |node| {
+        let spec = r#"  restartPolicy: Never
+  containers:
+  - { name: job, image: busybox, command: [sh, -c, "echo ready; while ! test -e /go; do sleep 0.05; done; echo the result > /dev/termination-log; exit 3"] }
+"#;
+        node.run_manifest(&pod("job", spec)).await?;
+        wait_log(node, "job", "job", "ready").await?;
+        let id = container(&node.manifest_pod("job").await?, "job")?.id.clone();
+        let first = host::processes_in_cgroup(&id)?.into_iter().min().context("it has no process")?;
+        node.kill9().await?;
+        std::fs::write(format!("/proc/{first}/root/go"), "")?;
+        wait_until("the job to end without a daemon", PATIENCE, async || {
+            ensure!(host::processes_in_cgroup(&id)?.is_empty());
+            Ok(())
+        })
+        .await?;
+        node.start().await?;
+        node.wait_over("job").await?;
+        let ended = node.manifest_pod("job").await?;
+        let Some(State::Terminated(ended)) = container(&ended, "job")?.state.clone() else {
+            bail!("{ended:#?}")
+        };
+        ensure!(ended.exit_code == 3 && ended.message == "the result\n", "{ended:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_that_ends_with_its_supervisor_gives_its_ports_back() {
+    on_node(async |node| {
+        let port = node.host_ports().start;
+        let spec = format!(
+            r#"  restartPolicy: Never
+  containers:
+  - {{ name: main, image: busybox, command: [sleep, "1000"], ports: [{{ containerPort: 80, hostPort: {port} }}] }}
+"#
+        );
+        node.run_manifest(&pod("first", &spec)).await?;
+        let first = node.wait_ready("first").await?;
+        let supervisor = host::processes()?.into_iter().find(|pid| {
+            let line = host::command_line(*pid);
+            line.contains("berth-pod") && line.contains(&first.sandbox_id)
+        });
+        let supervisor = nix::unistd::Pid::from_raw(supervisor.context("the pod has no supervisor")?);
+        nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGKILL)?;
+        ensure!(node.wait_over("first").await? == Phase::Failed);
+        node.run_manifest(&pod("second", &spec)).await?;
+        node.wait_ready("second").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn users_and_profiles_are_what_kubelet_would_make_of_them() {
+    on_node(async |node| {
+        let folder = node.dir().join("seccomp");
+        std::fs::create_dir(&folder)?;
+        let profile = r#"{ "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": ["chmod", "fchmodat"], "action": "SCMP_ACT_ERRNO" }] }"#;
+        std::fs::write(folder.join("no-chmod.json"), profile)?;
+        let spec = r#"  restartPolicy: Never
+  containers:
+  - name: group
+    image: busybox
+    command: [sh, -c, "id -u; id -g"]
+    securityContext: { runAsGroup: 3000 }
+  - name: profile
+    image: busybox
+    command: [sh, -c, "grep Seccomp: /proc/self/status; touch /x; chmod 700 /x 2>/dev/null || echo refused"]
+    securityContext: { seccompProfile: { type: Localhost, localhostProfile: no-chmod.json } }
+"#;
+        node.run_manifest(&pod("confined", spec)).await?;
+        node.wait_over("confined").await?;
+        ensure!(node.pod_log("confined", "group").await? == "0\n3000\n");
+        let said = node.pod_log("confined", "profile").await?;
+        ensure!(said == "Seccomp:\t2\nrefused\n", "{said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_debugger_waits_for_a_target_that_has_not_started() {
+    on_node(async |node| {
+        let spec = r#"  containers:
+  - { name: app, image: "nowhere/at-all:1", command: [sleep, "1000"] }
+  - { name: other, image: busybox, command: [sleep, "1000"] }
+"#;
+        node.run_manifest(&pod("web", spec)).await?;
+        node.wait_pod("web", |pod| {
+            ensure!(state(pod, "other")? == "running");
+            Ok(())
+        })
+        .await?;
+        let debugger = r#"{ "apiVersion": "v1", "kind": "EphemeralContainers", "metadata": { "name": "web" },
+            "ephemeralContainers": [{ "name": "debugger", "image": "busybox", "targetContainerName": "app" }] }"#;
+        let manifest = Manifest { name: "ec.json".to_owned(), text: debugger.to_owned() };
+        node.pods().add_ephemeral(AddEphemeralRequest { pod: None, manifest: Some(manifest) }).await?;
+        node.wait_pod("web", |pod| {
+            let Some(State::Waiting(waiting)) = &container(pod, "debugger")?.state else {
+                bail!("it does not wait")
+            };
+            ensure!(waiting.message.contains("container app"), "{waiting:?}");
+            Ok(())
+        })
+        .await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn after_a_reboot_a_sidecar_waits_for_the_init_container_before_it() {
+    on_node(async |node| {
+        let spec = r#"  initContainers:
+  - { name: setup, image: busybox, command: [sh, -c, "sleep 2"] }
+  - { name: proxy, image: busybox, restartPolicy: Always, command: [sleep, "1000"] }
+  containers:
+  - { name: app, image: busybox, command: [sleep, "1000"] }
+"#;
+        node.run_manifest(&pod("web", spec)).await?;
+        node.wait_ready("web").await?;
+        node.reboot().await?;
+        let pod = node.wait_ready("web").await?;
+        ensure!(container(&pod, "setup")?.restarts == 1, "{pod:#?}");
+        ensure!(times(&pod, "proxy")?.0 >= times(&pod, "setup")?.1, "{pod:#?}");
         Ok(())
     });
 }

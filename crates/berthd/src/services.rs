@@ -103,6 +103,7 @@ impl Services {
             PodsConfig {
                 root: config.root.join("manifest-pods"),
                 manifests: Some(config.manifest_dir.clone()),
+                seccomp_profiles: config.seccomp_profile_dir.clone(),
             },
             of_manifests.clone(),
             images.clone(),

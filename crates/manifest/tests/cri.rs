@@ -1,7 +1,7 @@
 //! What a runtime is asked for.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use berth_cri::runtime::v1::{ContainerConfig, NamespaceMode, PodSandboxConfig};
 use berth_manifest::cri::{self, Facts, Ids};
@@ -34,6 +34,7 @@ fn with_facts<T>(use_them: impl FnOnce(&Facts<'_>) -> T) -> T {
         huge_page_sizes: &["2MB".into()],
         cgroup2: true,
         resolver: &resolver,
+        seccomp_profiles: Path::new("/profiles"),
         log_directory: "/logs/web",
         ids: Some(Ids { first: 100_000, count: 65_536 }),
     })
@@ -157,7 +158,7 @@ fn a_container_is_confined_as_its_manifest_says() {
     assert_eq!(security.supplemental_groups, [7, 2000]);
     assert_eq!(security.run_as_user.unwrap().value, 5);
     assert_eq!(security.capabilities.unwrap().drop_capabilities, ["ALL"]);
-    assert_eq!(security.seccomp.unwrap().localhost_ref, "p.json");
+    assert_eq!(security.seccomp.unwrap().localhost_ref, "/profiles/p.json");
 }
 
 #[test]

@@ -22,10 +22,13 @@ pub(crate) async fn create(
     remove_old_attempts(node, plan, view, &container.name, attempt).await?;
     let kind = kind(plan, &container.name);
     let target = plan.pod.ephemeral.iter().find(|one| one.container.name == container.name);
-    let target =
-        target.and_then(|one| one.target.as_deref()).and_then(|target| node::attempt(view, target, None));
+    let named = target.and_then(|one| one.target.as_deref());
+    let target = named.and_then(|target| node::attempt(view, target, None));
     let running = target.filter(|target| matches!(target.state, ContainerState::Running { .. }));
     let ended = target.filter(|target| matches!(target.state, ContainerState::Exited(_)));
+    if let (Some(named), None, None) = (named, running, ended) {
+        return Err(format!("container {named}, which it is to look into, has not started"));
+    }
     let log_dir = node.log_dir(&plan.record.uid);
     let log_dir = log_dir.to_string_lossy();
     let node_facts = node.facts(plan).await;
@@ -49,6 +52,7 @@ pub(crate) async fn create(
     let image = image.ok_or_else(|| format!("image {} was removed in the meantime", container.image))?;
     extras::check_user(&plan.pod, container, &image)?;
     let mut config = with_kind(config, kind);
+    extras::add_user(&mut config, &image);
     if let Some(ended) = ended {
         // It has no processes to look at; what it left is what there is.
         config.annotations.insert(REMAINS_OF.to_owned(), ended.id.to_string());
@@ -70,7 +74,7 @@ fn with_kind(mut config: ContainerConfig, kind: ContainerKind) -> ContainerConfi
     config
 }
 
-fn kind(plan: &Plan, name: &str) -> ContainerKind {
+pub(crate) fn kind(plan: &Plan, name: &str) -> ContainerKind {
     let named = |container: &manifest::Container| container.name == name;
     let startup = plan.pod.startup.iter().find(|step| named(step.container()));
     match startup {

@@ -1,5 +1,6 @@
 //! Credentials for pulling, from a pod's `imagePullSecrets`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use berth_image::{Credentials, Reference};
@@ -22,8 +23,8 @@ struct DockerConfig {
     auths: BTreeMap<String, Entry>,
 }
 
-/// What the secrets hold for this image: the entry for its host, or for the longest part of its path. Secrets that are
-/// not there are left out, as kubelet does it.
+/// What the secrets hold for this image, to be tried one after another: entries for its host and for parts of its path, the
+/// longest first. Secrets that are not there are left out, as kubelet does it.
 ///
 /// # Errors
 /// A secret that is none of its type, in words.
@@ -32,21 +33,23 @@ pub(crate) fn for_image(
     namespace: &str,
     secrets: &[String],
     configs: &Configs,
-) -> Result<Option<Credentials>, String> {
-    let Ok(reference) = image.parse::<Reference>() else { return Ok(None) };
+) -> Result<Vec<Credentials>, String> {
+    let Ok(reference) = image.parse::<Reference>() else { return Ok(Vec::new()) };
     let wanted = format!("{}/{}", reference.host(), reference.repository());
-    let mut best: Option<(usize, Credentials)> = None;
+    let mut found: Vec<(usize, Credentials)> = Vec::new();
     for name in secrets {
         let Some(secret) = configs.secrets.get(&(namespace.to_owned(), name.clone())) else { continue };
         for (server, entry) in entries(&secret.data).map_err(|why| format!("Secret {name}: {why}"))? {
             let place = place(&server);
             let fits = wanted == place || wanted.starts_with(&format!("{place}/"));
-            if fits && best.as_ref().is_none_or(|(length, _)| *length < place.len()) {
-                best = Some((place.len(), credentials(entry, reference.host())));
+            if fits {
+                found.push((place.len(), credentials(entry, reference.host())));
             }
         }
     }
-    Ok(best.map(|(_, credentials)| credentials))
+    // Of equal ones the first secret's.
+    found.sort_by_key(|(length, _)| Reverse(*length));
+    Ok(found.into_iter().map(|(_, credentials)| credentials).collect())
 }
 
 fn entries(data: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, Entry>, String> {
@@ -60,11 +63,12 @@ fn entries(data: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, Entry>, 
     }
 }
 
-/// `https://index.docker.io/v1/` is what docker writes for its own hub.
+/// `https://index.docker.io/v1/` is what docker writes for its own hub; of others as well it may write the version.
 fn place(server: &str) -> String {
     let bare = server.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let bare = ["/v1", "/v2"].iter().find_map(|version| bare.strip_suffix(version)).unwrap_or(bare);
     match bare {
-        "index.docker.io/v1" | "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
+        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
         other => other.to_owned(),
     }
 }
@@ -85,11 +89,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_entry_that_fits_is_taken() {
+    fn the_longest_entry_that_fits_comes_first() {
         let text = r#"{"auths": {
             "https://index.docker.io/v1/": {"auth": "aHVi"},
             "registry.example": {"username": "a", "password": "b"},
-            "registry.example/team": {"username": "c", "password": "d"}
+            "registry.example/team": {"username": "c", "password": "d"},
+            "https://versions.example/v2/": {"username": "e", "password": "f"}
         }}"#;
         let secret = berth_manifest::Config {
             data: [(".dockerconfigjson".to_owned(), text.as_bytes().to_vec())].into(),
@@ -99,10 +104,12 @@ mod tests {
         configs.secrets.insert(("default".to_owned(), "pull".to_owned()), secret);
         let of =
             |image| for_image(image, "default", &["pull".to_owned(), "absent".to_owned()], &configs).unwrap();
-        assert_eq!(of("nginx").unwrap().auth, "aHVi");
-        assert_eq!(of("registry.example/x").unwrap().username, "a");
-        assert_eq!(of("registry.example/team/x:1").unwrap().username, "c");
-        assert_eq!(of("registry.example/teams/x").unwrap().username, "a");
-        assert_eq!(of("other.example/x"), None);
+        let users = |image| of(image).into_iter().map(|one| one.username).collect::<Vec<_>>();
+        assert_eq!(of("nginx")[0].auth, "aHVi");
+        assert_eq!(users("registry.example/x"), ["a"]);
+        assert_eq!(users("registry.example/team/x:1"), ["c", "a"]);
+        assert_eq!(users("registry.example/teams/x"), ["a"]);
+        assert_eq!(users("versions.example/x"), ["e"]);
+        assert!(of("other.example/x").is_empty());
     }
 }

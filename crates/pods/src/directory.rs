@@ -98,8 +98,20 @@ impl Directory {
         })
     }
 
+    /// Whether this very pod is there still.
+    pub(crate) fn has(&self, key: &Key, uid: &str) -> bool {
+        self.lock().pods.get(key).is_some_and(|entry| entry.state.uid == uid)
+    }
+
     pub(crate) fn entries(&self) -> Vec<Entry> {
         self.lock().pods.values().cloned().collect()
+    }
+
+    /// Rings the bell of a pod, or of all.
+    pub(crate) fn ring(&self, uid: Option<&str>) {
+        let inner = self.lock();
+        let rung = inner.pods.values().filter(|entry| uid.is_none_or(|uid| entry.state.uid == uid));
+        rung.for_each(|entry| entry.bell.notify_one());
     }
 
     /// All of a namespace, or of all, and from where to watch on.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use berth_cri::runtime::v1::{ContainerConfig, Mount};
+use berth_cri::runtime::v1::{ContainerConfig, Int64Value, Mount};
 use berth_image::Image;
 use berth_manifest::cri::id_mappings;
 use berth_manifest::{Container, HostAlias, Pod, Security};
@@ -49,6 +49,19 @@ fn check(security: &Security, uid: Option<i64>, name: Option<&str>) -> Result<()
             Err("runAsNonRoot is set, and the image runs as root: give a user in runAsUser".to_owned())
         }
         (None, Some(_), _) => Ok(()),
+    }
+}
+
+/// A group without a user is none to CRI: it is the image's user then, as with kubelet.
+pub(crate) fn add_user(config: &mut ContainerConfig, image: &Image) {
+    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    let Some(security) = security.filter(|all| all.run_as_user.is_none() && all.run_as_group.is_some())
+    else {
+        return;
+    };
+    match (image.uid(), image.username()) {
+        (None, Some(name)) => name.clone_into(&mut security.run_as_username),
+        (uid, _) => security.run_as_user = Some(Int64Value { value: uid.unwrap_or(0) }),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::thread::available_parallelism;
 
 use berth_manifest::DnsConfig;
@@ -21,11 +22,12 @@ pub(crate) struct NodeFacts {
     huge_page_sizes: Vec<String>,
     cgroup2: bool,
     resolver: DnsConfig,
+    seccomp_profiles: PathBuf,
 }
 
 impl NodeFacts {
     /// `host_network` for a pod that has the node's.
-    pub(crate) fn gather(cgroup2: bool, host_network: bool) -> Self {
+    pub(crate) fn gather(seccomp_profiles: PathBuf, cgroup2: bool, host_network: bool) -> Self {
         let info = sysinfo();
         let memory = u64::from(info.mem_unit).saturating_mul(info.totalram);
         let resolver = node_resolver(host_network).unwrap_or_else(|error| {
@@ -40,6 +42,7 @@ impl NodeFacts {
             huge_page_sizes: huge_page_sizes(),
             cgroup2,
             resolver: resolver_of(&resolver),
+            seccomp_profiles,
         }
     }
 
@@ -61,27 +64,40 @@ impl NodeFacts {
             huge_page_sizes: &self.huge_page_sizes,
             cgroup2: self.cgroup2,
             resolver: &self.resolver,
+            seccomp_profiles: &self.seccomp_profiles,
             log_directory,
             ids,
         }
     }
 }
 
-/// The node's addresses that others can reach, v4 first.
-fn addresses() -> Vec<IpAddr> {
+/// The node's addresses that others can reach: v4 first, and of the default route's interface first, as kubelet chooses
+/// them: others may be of bridges for pods.
+pub(crate) fn addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
+    let default = default_interface(&fs::read_to_string("/proc/net/route").unwrap_or_default());
     let up = InterfaceFlags::IFF_UP;
     let usable = interfaces
         .filter(|one| one.flags.contains(up) && !one.flags.contains(InterfaceFlags::IFF_LOOPBACK))
         .filter_map(|one| {
             let address = one.address?;
             let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+            let ip = v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
+            Some((one.interface_name, ip))
         })
-        .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()));
-    let mut all: Vec<IpAddr> = usable.collect();
-    all.sort_by_key(IpAddr::is_ipv6);
-    all
+        .filter(|(_, ip)| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()));
+    let by_interface = |(name, ip): &(String, IpAddr)| (ip.is_ipv6(), Some(name) != default.as_ref());
+    let mut all: Vec<(String, IpAddr)> = usable.collect();
+    all.sort_by_key(by_interface);
+    all.into_iter().map(|(_, ip)| ip).collect()
+}
+
+/// The interface of the default route (proc_net_route: an IPv4 route to 0.0.0.0/0).
+fn default_interface(routes: &str) -> Option<String> {
+    let routes = routes.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut default =
+        routes.filter(|fields| fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000"));
+    default.next()?.first().map(|name| (*name).to_owned())
 }
 
 /// As CRI writes them: "2MB".
@@ -117,6 +133,15 @@ fn resolver_of(text: &str) -> DnsConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_route_has_an_interface() {
+        let routes = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+            cni0\t0000550A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
+            eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
+        assert_eq!(default_interface(routes).as_deref(), Some("eth0"));
+        assert_eq!(default_interface(""), None);
+    }
 
     #[test]
     fn a_resolver_is_read() {

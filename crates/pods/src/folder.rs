@@ -28,21 +28,30 @@ const MAX_TEXT: u64 = 4 << 20;
 
 /// Follows a folder for ever.
 pub(crate) async fn follow(pods: Pods, folder: PathBuf) {
-    let mut follower =
-        Follower { pods, folder, seen: BTreeMap::new(), busy: BTreeSet::new(), jobs: JoinSet::new() };
+    let mut follower = Follower {
+        pods,
+        folder,
+        seen: BTreeMap::new(),
+        busy: BTreeSet::new(),
+        complaints: BTreeMap::new(),
+        jobs: JoinSet::new(),
+    };
     loop {
         let watch = watch(&follower.folder);
         follower.look().await;
         tokio::select! {
-            () = changed(watch) => {}
+            () = changed(watch) => follower.try_again(),
             Some(done) = follower.jobs.join_next() => match done {
-                Ok(path) => drop(follower.busy.remove(&path)),
+                Ok((path, followed)) => follower.done(path, followed),
                 Err(error) => tracing::error!(%error, "following a static manifest panicked"),
             },
-            () = sleep(AT_LATEST) => {}
+            () = sleep(AT_LATEST) => follower.try_again(),
         }
     }
 }
+
+/// A file and what came of following it.
+type Done = (PathBuf, Result<(), Error>);
 
 struct Follower {
     pods: Pods,
@@ -51,7 +60,9 @@ struct Follower {
     seen: BTreeMap<PathBuf, String>,
     /// Files whose pods are being changed.
     busy: BTreeSet<PathBuf>,
-    jobs: JoinSet<PathBuf>,
+    /// What was said last of files that are not followed, and whether that may pass without a change of the file.
+    complaints: BTreeMap<PathBuf, (String, bool)>,
+    jobs: JoinSet<Done>,
 }
 
 impl Follower {
@@ -73,6 +84,7 @@ impl Follower {
                 self.jobs.spawn(apply(self.pods.clone(), gone.clone(), None));
             }
         }
+        self.seen.retain(|path, _| files.contains_key(path));
         for (path, text) in files {
             let text = match text {
                 Ok(text) => text,
@@ -90,20 +102,39 @@ impl Follower {
             self.jobs.spawn(apply(self.pods.clone(), path, Some(text)));
         }
     }
+
+    fn done(&mut self, path: PathBuf, followed: Result<(), Error>) {
+        self.busy.remove(&path);
+        let Err(error) = followed else {
+            self.complaints.remove(&path);
+            // Another file's pod may have waited for that, for its name or its ports.
+            return self.try_again();
+        };
+        let passes = !matches!(error, Error::Faults(_) | Error::Nothing(_));
+        let complaint = (crate::work::text(&error), passes);
+        if self.complaints.get(&path) != Some(&complaint) {
+            tracing::error!(path = %path.display(), error = complaint.0, "a static manifest is not followed");
+            self.pods.report_source(&path.to_string_lossy(), &error);
+            self.complaints.insert(path, complaint);
+        }
+    }
+
+    /// What did not work may work now.
+    fn try_again(&mut self) {
+        for (path, _) in self.complaints.iter().filter(|(_, (_, passes))| *passes) {
+            self.seen.remove(path);
+        }
+    }
 }
 
 /// Makes the pods of a file be as it says; of one that is gone none.
-async fn apply(pods: Pods, path: PathBuf, text: Option<String>) -> PathBuf {
+async fn apply(pods: Pods, path: PathBuf, text: Option<String>) -> Done {
     let source = path.to_string_lossy();
     let result = match text {
         None => prune(&pods, &source, &[]).await,
         Some(text) => replace(&pods, &source, &text).await,
     };
-    if let Err(error) = result {
-        tracing::error!(path = %source, error = %crate::work::text(&error), "a static manifest is not followed");
-        pods.report_source(&source, &error);
-    }
-    path
+    (path, result)
 }
 
 async fn replace(pods: &Pods, source: &str, text: &str) -> Result<(), Error> {
@@ -112,7 +143,7 @@ async fn replace(pods: &Pods, source: &str, text: &str) -> Result<(), Error> {
     let mut kept = Vec::new();
     for pod in &manifests.pods {
         let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
-        if pods.differs(&key, source, &pod.document) {
+        if pods.differs(&key, source, pod, &manifests.configs) {
             pods.remove(&key, true).await?;
         }
         kept.push(key);

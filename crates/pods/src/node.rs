@@ -7,6 +7,7 @@ use berth_image::Images;
 use berth_sandbox_manager::{Container, PodView, SandboxManager, SandboxPhase};
 use berth_store::{Batch, Store, StoreError};
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 use crate::directory::Directory;
 use crate::facts::NodeFacts;
@@ -23,8 +24,11 @@ pub(crate) struct Node {
     pub(crate) progress: Store,
     /// A folder for each pod.
     pub(crate) root: PathBuf,
+    pub(crate) seccomp_profiles: PathBuf,
     pub(crate) boot_id: String,
     pub(crate) directory: Directory,
+    /// Held while pods are taken: two that are taken at once see each other's names and ids.
+    pub(crate) taking: Mutex<()>,
 }
 
 impl Node {
@@ -35,7 +39,8 @@ impl Node {
     /// What the node adds to a pod just now.
     pub(crate) async fn facts(&self, plan: &Plan) -> NodeFacts {
         let (cgroup2, host_network) = (self.manager.has_cgroup_v2(), plan.pod.host_network);
-        blocking(move || NodeFacts::gather(cgroup2, host_network)).await
+        let seccomp_profiles = self.seccomp_profiles.clone();
+        blocking(move || NodeFacts::gather(seccomp_profiles, cgroup2, host_network)).await
     }
 
     pub(crate) fn log_dir(&self, uid: &str) -> PathBuf {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use berth_cri::berth::v1::{Pod, PodEvent, PodRef, PodTimeline};
 use berth_image::Images;
-use berth_manifest::{Faults, Manifests, Source, Strictness};
-use berth_sandbox_manager::{Container, ContainerState, PodView, SandboxManager};
+use berth_manifest::{self as manifest, Configs, Faults, Manifests, Source, Strictness};
+use berth_sandbox_manager::{Container, ContainerState, Listener, PodView, SandboxManager};
 use berth_store::{Store, StoreError};
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, broadcast, mpsc, oneshot};
 
 use crate::directory::{Directory, Entry, Key};
 use crate::node::{self, Node};
@@ -26,6 +26,8 @@ pub struct PodsConfig {
     pub root: PathBuf,
     /// Manifests in it are run as long as they are there.
     pub manifests: Option<PathBuf>,
+    /// Where the seccomp profiles lie that manifests name.
+    pub seccomp_profiles: PathBuf,
 }
 
 /// Why it cannot start.
@@ -90,11 +92,15 @@ impl Pods {
             manifests,
             progress,
             root,
+            seccomp_profiles: config.seccomp_profiles,
             directory: Directory::default(),
+            taking: Mutex::default(),
         };
         let pods = Self(Arc::new(node));
+        // Before anything is looked at: what ends afterwards is heard.
+        let events = pods.0.manager.listen();
         pods.take_up().await?;
-        tokio::spawn(pods.clone().ring_bells());
+        tokio::spawn(pods.clone().ring_bells(events));
         if let Some(folder) = config.manifests {
             tokio::spawn(crate::folder::follow(pods.clone(), folder));
         }
@@ -118,16 +124,11 @@ impl Pods {
     }
 
     /// Tells tasks when something happens to their sandboxes.
-    async fn ring_bells(self) {
-        let mut events = self.0.manager.listen();
+    async fn ring_bells(self, mut events: Listener) {
         while let Some(event) = events.next().await {
             // Of what was missed nobody knows whose it was.
             let uid = event.ok().map(|event| event.pod.sandbox.metadata().uid);
-            for entry in self.0.directory.entries() {
-                if uid.as_ref().is_none_or(|uid| entry.state.uid == *uid) {
-                    entry.bell.notify_one();
-                }
-            }
+            self.0.directory.ring(uid.as_deref());
         }
     }
 
@@ -159,11 +160,15 @@ impl Pods {
     /// [`Error::Exists`]: then no pod of the input was begun.
     pub async fn run(&self, manifests: Manifests, source: Option<&str>) -> Result<Taken, Error> {
         let taken = Self::would_take(&manifests);
+        let _alone = self.0.taking.lock().await;
         let mut plans = Vec::new();
         for pod in manifests.pods {
             let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
             if let Ok(present) = self.0.directory.get(&key) {
-                match present.plan.record.document == pod.document && !present.state.stopping {
+                let same = present.plan.is(&pod, &manifests.configs) && !present.state.stopping;
+                // One that was asked for by hand as well stays its file's.
+                let of_source = source.is_none() || present.plan.record.source.as_deref() == source;
+                match same && of_source {
                     true => continue,
                     false => return Err(exists(&key)),
                 }
@@ -190,7 +195,7 @@ impl Pods {
             self.0.keep(&plan.record).await?;
             let uid = plan.record.uid.clone();
             if let Err(taken) = self.begin(plan, None) {
-                // Somebody else was quicker by a moment.
+                // The input has the name twice.
                 self.0.forget(&uid).await?;
                 return Err(taken);
             }
@@ -250,10 +255,10 @@ impl Pods {
     }
 
     /// Whether the pod of a file is there and is another than the file has now.
-    pub(crate) fn differs(&self, pod: &Key, source: &str, document: &serde_json::Value) -> bool {
-        let present = self.0.directory.get(pod).ok().map(|entry| entry.plan);
+    pub(crate) fn differs(&self, key: &Key, source: &str, pod: &manifest::Pod, configs: &Configs) -> bool {
+        let present = self.0.directory.get(key).ok().map(|entry| entry.plan);
         let of_file = present.filter(|plan| plan.record.source.as_deref() == Some(source));
-        of_file.is_some_and(|plan| plan.record.document != *document)
+        of_file.is_some_and(|plan| !plan.is(pod, configs))
     }
 
     /// Tells of a file that is not followed.
@@ -304,9 +309,16 @@ impl Pods {
     pub async fn remove(&self, pod: &Key, stop: bool) -> Result<(), Error> {
         let Ok(entry) = self.0.directory.get(pod) else { return Ok(()) };
         if stop {
-            ask(&entry, |ended| Message::Stop { grace: None, ended }).await?;
+            match ask(&entry, |ended| Message::Stop { grace: None, ended }).await {
+                Err(Error::Ending(_)) if !self.0.directory.has(pod, &entry.state.uid) => return Ok(()),
+                stopped => stopped?,
+            }
         }
-        ask(&entry, |removed| Message::Remove { removed }).await?
+        match ask(&entry, |removed| Message::Remove { removed }).await {
+            // Somebody else has removed it in the meantime.
+            Err(Error::Ending(_)) if !self.0.directory.has(pod, &entry.state.uid) => Ok(()),
+            removed => removed?,
+        }
     }
 
     /// Adds ephemeral containers to a pod: all that the manifests have for it.

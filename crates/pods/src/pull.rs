@@ -75,11 +75,22 @@ async fn have(
     let pod = &plan.pod;
     let secrets =
         credentials::for_image(image, &pod.metadata.namespace, &pod.image_pull_secrets, &plan.configs);
-    let credentials = secrets.map_err(|error| ("ErrImagePull", error))?;
+    let mut credentials = secrets.map_err(|error| ("ErrImagePull", error))?.into_iter();
     let began = std::time::Instant::now();
     let progress = Progress::default();
+    let pull = async {
+        let mut pulled = node.images.pull(image, credentials.next(), &progress).await;
+        for others in credentials {
+            match pulled {
+                Ok(_) => break,
+                // The secret may be an old one.
+                Err(_) => pulled = node.images.pull(image, Some(others), &progress).await,
+            }
+        }
+        pulled
+    };
     let pulled = tokio::select! {
-        pulled = node.images.pull(image, credentials, &progress) => pulled,
+        pulled = pull => pulled,
         never = telling.follow(name, image, &progress) => match never {},
     };
     outcome.spans.extend(layers(&progress, name, parent));

@@ -2,7 +2,7 @@
 //! (see [`crate::node::Node::keep_progress`]).
 
 use berth_manifest::cri::Ids;
-use berth_manifest::{Configs, Manifests, Pod, Source, Strictness};
+use berth_manifest::{Config, Configs, Manifests, Pod, Source, Strictness};
 use berth_sandbox_manager::sequence::Sequence;
 use berth_store::json_record;
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,20 @@ impl Plan {
                 problem: "has no Pod".to_owned(),
             }])),
         }
+    }
+
+    /// Whether this is the pod that a manifest asks for, with the ConfigMaps and Secrets that it has now. Ephemeral
+    /// containers that were added since do not make it another.
+    pub(crate) fn is(&self, pod: &Pod, configs: &Configs) -> bool {
+        let read = |pod: &Pod| Pod { ephemeral: Vec::new(), document: Value::Null, ..pod.clone() };
+        let secrets = |configs: &Configs| -> Vec<Option<Config>> {
+            let keys =
+                pod.image_pull_secrets.iter().map(|name| (pod.metadata.namespace.clone(), name.clone()));
+            keys.map(|key| configs.secrets.get(&key).cloned()).collect()
+        };
+        self.record.document == pod.document
+            && read(&self.pod) == read(pod)
+            && secrets(&self.configs) == secrets(configs)
     }
 
     pub(crate) fn ids(&self) -> Option<Ids> {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_manifest::cri;
-use berth_sandbox_manager::sequence::{Ended, Event, Hook, ProbeKind};
-use berth_sandbox_manager::{ContainerState, Error as ManagerError, Exit, PodView, SandboxPhase};
+use berth_sandbox_manager::sequence::{Ended, Event, Hook, ProbeAnswer, ProbeKind};
+use berth_sandbox_manager::{
+    ContainerKind, ContainerState, Error as ManagerError, Exit, PodView, SandboxPhase,
+};
 use tokio::time::sleep;
 
-use crate::extras;
-use crate::handlers::{self, Target};
+use crate::handlers::{self, Target, Unwell};
 use crate::logs::{self, Limits};
 use crate::node::{self, Node};
 use crate::record::Plan;
@@ -18,6 +19,7 @@ use crate::task::probe_name;
 use crate::timeline::{Kind, Span};
 use crate::volumes::{Excess, Volumes};
 use crate::{Error, clock, create, plan};
+use crate::{extras, facts};
 
 /// Something to be told of a pod.
 #[derive(Clone, Debug)]
@@ -226,7 +228,7 @@ pub(crate) async fn stop(
     }
 }
 
-/// Looks into a container's end: its last words.
+/// Looks into a container's end.
 pub(crate) async fn ended(
     node: Arc<Node>,
     plan: Arc<Plan>,
@@ -234,17 +236,24 @@ pub(crate) async fn ended(
     attempt: u32,
     exit: Exit,
 ) -> Outcome {
-    let words = match plan::container(&plan.pod, &name) {
+    let ended = last_words(&node, &plan, &name, attempt, exit).await;
+    Outcome::of(Event::Exited { name, attempt, ended })
+}
+
+/// An end with the container's last words.
+pub(crate) async fn last_words(node: &Node, plan: &Plan, name: &str, attempt: u32, exit: Exit) -> Ended {
+    let words = match plan::container(&plan.pod, name) {
         Some(container) => {
-            let log = node.log_dir(&plan.record.uid).join(&name).join(format!("{attempt}.log"));
+            let log = node.log_dir(&plan.record.uid).join(name).join(format!("{attempt}.log"));
             extras::last_words(&node.pod_dir(&plan.record.uid), container, attempt, exit.code, &log).await
         }
         None => String::new(),
     };
     // An init container whose child was killed for memory has not done its work, whatever it says itself.
-    let code = if exit.reason == "OOMKilled" && exit.code == 0 { 137 } else { exit.code };
+    let killed = exit.reason == "OOMKilled" && exit.code == 0;
+    let failed = killed && create::kind(plan, name) == ContainerKind::Init;
     let message = if words.is_empty() { exit.message } else { words };
-    Outcome::of(Event::Exited { name, attempt, ended: Ended { code, reason: exit.reason, message } })
+    Ended { code: if failed { 137 } else { exit.code }, reason: exit.reason, message }
 }
 
 /// Runs a hook to its end.
@@ -285,24 +294,35 @@ pub(crate) async fn probe(
         ProbeKind::Readiness => probes.readiness.as_ref(),
     });
     let (Some(target), Some(probe)) = (target(&node, &plan, &name, attempt), probe) else {
-        return Outcome::of(Event::Probed { name, attempt, probe: kind, success: false });
+        // It has ended, which is said elsewhere.
+        let answer = ProbeAnswer::Unknown;
+        return Outcome::of(Event::Probed { name, attempt, probe: kind, answer });
     };
-    let failure = handlers::probe(&node.manager, &target, probe).await.err();
-    let noted = failure.iter().map(|why| {
-        let message = format!("{} probe failed: {why}", probe_name(kind));
-        Noted::warning(&name, "Unhealthy", message)
-    });
-    let noted = noted.collect();
-    let event = Event::Probed { name, attempt, probe: kind, success: failure.is_none() };
-    Outcome { noted, ..Outcome::of(event) }
+    let (answer, noted) = match handlers::probe(&node.manager, &target, probe).await {
+        Ok(()) => (ProbeAnswer::Success, None),
+        Err(Unwell::Failed(why)) => {
+            let message = format!("{} probe failed: {why}", probe_name(kind));
+            (ProbeAnswer::Failure, Some(Noted::warning(&name, "Unhealthy", message)))
+        }
+        Err(Unwell::NotAsked(why)) => {
+            let message = format!("{} probe could not be run: {why}", probe_name(kind));
+            (ProbeAnswer::Unknown, Some(Noted::warning(&name, "ProbeWarning", message)))
+        }
+    };
+    let event = Event::Probed { name, attempt, probe: kind, answer };
+    Outcome { noted: noted.into_iter().collect(), ..Outcome::of(event) }
 }
 
 fn target(node: &Node, plan: &Plan, name: &str, attempt: u32) -> Option<Target> {
     let view = node.sandbox(&plan.record.uid)?;
     let container = node::attempt(&view, name, Some(attempt))?;
+    let ip = match plan.pod.host_network {
+        true => facts::addresses().into_iter().next(),
+        false => view.sandbox.ips.first().copied(),
+    };
     Some(Target {
         container_id: container.id.to_string(),
-        ip: view.sandbox.ips.first().copied().filter(|_| !plan.pod.host_network),
+        ip,
         ports: plan::container(&plan.pod, name)?.ports.clone(),
     })
 }

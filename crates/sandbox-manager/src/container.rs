@@ -119,8 +119,9 @@ impl Exit {
     /// What the supervisor saw.
     pub(crate) fn seen(exit: &berth_cri::berth::v1::ContainerExited) -> Self {
         let reason = match exit.exit_code {
-            0 => "Completed",
+            // Also of one that itself ended well: to kubelet an init container with it has failed.
             _ if exit.oom_killed => "OOMKilled",
+            0 => "Completed",
             _ => "Error",
         };
         Self {

@@ -46,6 +46,7 @@ listen = "unix://{dir}/berth.sock"
 log_level = "{log_level}"
 cgroup_root = "{cgroup_root}"
 manifest_dir = "{dir}/manifests"
+seccomp_profile_dir = "{dir}/seccomp"
 registry_config_dir = "{dir}/certs.d"
 supervisor = "{binaries}/berth-pod"
 {extra}

@@ -70,6 +70,7 @@ fn top(section: &mut Section<'_>, flags: &Flags, binary: &Path, faults: &mut Fau
         cdi_spec_dirs: paths_or(section, "cdi_spec_dirs", ["/etc/cdi", "/var/run/cdi"], faults),
         criu_path: path_or(section, "criu_path", "/usr/sbin/criu", faults),
         manifest_dir: path_or(section, "manifest_dir", "/etc/berth/manifests", faults),
+        seccomp_profile_dir: path_or(section, "seccomp_profile_dir", "/var/lib/kubelet/seccomp", faults),
         cgroup_root: section
             .string("cgroup_root", faults)
             .and_then(|given| given.check(faults, values::cgroup_path))

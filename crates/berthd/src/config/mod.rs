@@ -47,6 +47,9 @@ pub struct Config {
     /// `manifest_dir`: a folder of Pod manifests, which run as long as they are there. Watched. Default
     /// `/etc/berth/manifests`; may be absent.
     pub manifest_dir: PathBuf,
+    /// `seccomp_profile_dir`: where the `localhostProfile` of a manifest lies. Default is kubelet's,
+    /// `/var/lib/kubelet/seccomp`; may be absent.
+    pub seccomp_profile_dir: PathBuf,
     /// `cgroup_root`: cgroup, below each hierarchy's root, of pods whose caller names no parent. Default `/berth`.
     pub cgroup_root: String,
     /// `cgroup_driver`: who makes cgroups, told to kubelet. Default (and only) `cgroupfs`.

@@ -70,6 +70,11 @@ impl Config {
             path(&self.manifest_dir),
         );
         page.key(
+            "Where the localhostProfile of a manifest lies; kubelet's default. May be absent.",
+            "seccomp_profile_dir",
+            path(&self.seccomp_profile_dir),
+        );
+        page.key(
             "Cgroup of pods whose caller names no parent, below each hierarchy's root.",
             "cgroup_root",
             &*self.cgroup_root,

@@ -9,7 +9,7 @@ mod security;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use berth_cri::runtime::v1 as cri;
 
@@ -43,6 +43,8 @@ pub struct Facts<'a> {
     pub cgroup2: bool,
     /// The node's own.
     pub resolver: &'a DnsConfig,
+    /// Where the seccomp profiles lie that manifests name.
+    pub seccomp_profiles: &'a Path,
     /// Where the pod's logs go.
     pub log_directory: &'a str,
     /// For a pod with users of its own: the node's first user id that is the pod's, and how many there are. The groups
@@ -76,7 +78,7 @@ pub fn sandbox(pod: &Pod, facts: &Facts<'_>, attempt: u32) -> cri::PodSandboxCon
         labels: labels(pod, facts),
         annotations: pod.metadata.annotations.clone(),
         linux: Some(cri::LinuxPodSandboxConfig {
-            security_context: Some(security::of_sandbox(pod, facts.ids)),
+            security_context: Some(security::of_sandbox(pod, facts)),
             sysctls: pod.security.sysctls.iter().cloned().collect(),
             ..cri::LinuxPodSandboxConfig::default()
         }),
@@ -103,7 +105,7 @@ pub fn container(
     let expanded = |words: &[String]| words.iter().map(|word| expand::expand(word, &env)).collect();
     let mut labels = labels(pod, facts);
     labels.insert(CONTAINER_LABEL.to_owned(), container.name.clone());
-    let mounts = container.mounts.iter().map(|mount| self::mount(pod, mount, facts, places));
+    let mounts = container.mounts.iter().map(|mount| self::mount(pod, container, mount, facts, places));
     Ok(cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt }),
         image: Some(cri::ImageSpec {
@@ -114,7 +116,7 @@ pub fn container(
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone(),
-        mounts: mounts.collect(),
+        mounts: mounts.collect::<Result<_, _>>()?,
         labels,
         log_path: format!("{}/{attempt}.log", container.name),
         stdin: container.stdin,
@@ -122,7 +124,7 @@ pub fn container(
         tty: container.tty,
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources::of_container(pod, container, facts)),
-            security_context: Some(security::of_container(pod, container, target, facts.ids)),
+            security_context: Some(security::of_container(pod, container, target, facts)),
         }),
         stop_signal: container.lifecycle.stop_signal.as_deref().and_then(signal).unwrap_or_default().into(),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value: value.into() }).collect(),
@@ -232,7 +234,13 @@ pub fn id_mappings(pod: &Pod, ids: Option<Ids>) -> Vec<cri::IdMapping> {
     ids.map(mapping).into_iter().collect()
 }
 
-fn mount(pod: &Pod, mount: &Mount, facts: &Facts<'_>, places: Places<'_>) -> cri::Mount {
+fn mount(
+    pod: &Pod,
+    container: &Container,
+    mount: &Mount,
+    facts: &Facts<'_>,
+    places: Places<'_>,
+) -> Result<cri::Mount, String> {
     let propagation = match mount.propagation {
         MountPropagation::None => cri::MountPropagation::PropagationPrivate,
         MountPropagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
@@ -247,10 +255,10 @@ fn mount(pod: &Pod, mount: &Mount, facts: &Facts<'_>, places: Places<'_>) -> cri
         propagation: propagation.into(),
         ..cri::Mount::default()
     };
-    match source {
+    Ok(match source {
         Some(VolumeSource::Image { reference, .. }) => cri::Mount {
             image: Some(cri::ImageSpec { image: reference.clone(), ..cri::ImageSpec::default() }),
-            image_sub_path: mount.sub_path.clone(),
+            image_sub_path: sub_path(pod, container, mount, facts)?,
             readonly: true,
             ..shared
         },
@@ -260,7 +268,7 @@ fn mount(pod: &Pod, mount: &Mount, facts: &Facts<'_>, places: Places<'_>) -> cri
             gid_mappings: id_mappings(pod, facts.ids),
             ..shared
         },
-    }
+    })
 }
 
 /// A signal by the name that Kubernetes has for it: `SIGTERM`, `SIGRTMIN+1`.

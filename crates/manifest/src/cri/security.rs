@@ -1,9 +1,11 @@
 //! Security contexts.
 
+use std::path::Path;
+
 use berth_cri::runtime::v1 as cri;
 use berth_cri::runtime::v1::security_profile::ProfileType;
 
-use super::Ids;
+use super::{Facts, Ids};
 use crate::container::Container;
 use crate::pod::Pod;
 use crate::security::{AppArmor, SeLinux, Seccomp, Security, SupplementalGroups};
@@ -27,10 +29,10 @@ const MASKED: [&str; 12] = [
 /// What kubelet lets nobody write to.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-pub(super) fn of_sandbox(pod: &Pod, ids: Option<Ids>) -> cri::LinuxSandboxSecurityContext {
+pub(super) fn of_sandbox(pod: &Pod, facts: &Facts<'_>) -> cri::LinuxSandboxSecurityContext {
     let security = &pod.security.defaults;
     cri::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod, None, ids)),
+        namespace_options: Some(namespaces(pod, None, facts.ids)),
         selinux_options: security.se_linux.as_ref().map(selinux),
         run_as_user: security.run_as_user.map(int),
         run_as_group: security.run_as_group.map(int),
@@ -38,7 +40,7 @@ pub(super) fn of_sandbox(pod: &Pod, ids: Option<Ids>) -> cri::LinuxSandboxSecuri
         supplemental_groups_policy: policy(pod).into(),
         // A privileged container needs a sandbox that allows it.
         privileged: super::all_containers(pod).any(|container| container.security.privileged),
-        seccomp: security.seccomp.as_ref().map(seccomp),
+        seccomp: security.seccomp.as_ref().map(|profile| seccomp(profile, facts.seccomp_profiles)),
         apparmor: security.app_armor.as_ref().map(app_armor),
         ..cri::LinuxSandboxSecurityContext::default()
     }
@@ -48,7 +50,7 @@ pub(super) fn of_container(
     pod: &Pod,
     container: &Container,
     target: Option<&str>,
-    ids: Option<Ids>,
+    facts: &Facts<'_>,
 ) -> cri::LinuxContainerSecurityContext {
     let security = container.security.within(&pod.security);
     let paths = |list: &[&str]| match security.privileged || security.unmasked_proc {
@@ -58,7 +60,7 @@ pub(super) fn of_container(
     cri::LinuxContainerSecurityContext {
         capabilities: Some(capabilities(&security)),
         privileged: security.privileged,
-        namespace_options: Some(namespaces(pod, target, ids)),
+        namespace_options: Some(namespaces(pod, target, facts.ids)),
         selinux_options: security.se_linux.as_ref().map(selinux),
         run_as_user: security.run_as_user.map(int),
         run_as_group: security.run_as_group.map(int),
@@ -68,7 +70,7 @@ pub(super) fn of_container(
         no_new_privs: security.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
-        seccomp: security.seccomp.as_ref().map(seccomp),
+        seccomp: security.seccomp.as_ref().map(|profile| seccomp(profile, facts.seccomp_profiles)),
         apparmor: security.app_armor.as_ref().map(app_armor),
         ..cri::LinuxContainerSecurityContext::default()
     }
@@ -129,11 +131,14 @@ fn selinux(label: &SeLinux) -> cri::SeLinuxOption {
     cri::SeLinuxOption { user, role, r#type: kind, level }
 }
 
-fn seccomp(profile: &Seccomp) -> cri::SecurityProfile {
+fn seccomp(profile: &Seccomp, folder: &Path) -> cri::SecurityProfile {
     match profile {
         Seccomp::Unconfined => security_profile(ProfileType::Unconfined, ""),
         Seccomp::RuntimeDefault => security_profile(ProfileType::RuntimeDefault, ""),
-        Seccomp::Localhost(path) => security_profile(ProfileType::Localhost, path),
+        // CRI wants the whole path; the manifest has it below the folder.
+        Seccomp::Localhost(path) => {
+            security_profile(ProfileType::Localhost, &folder.join(path).to_string_lossy())
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::work::text;
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) container_id: String,
-    /// The pod's own; None: it lives in the node's network.
+    /// The pod's: of one in the node's network the node's. None: the node has but its loopback.
     pub(crate) ip: Option<IpAddr>,
     pub(crate) ports: Vec<Port>,
 }
@@ -45,26 +45,37 @@ impl Target {
     }
 }
 
+/// Why a probe has no good answer, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unwell {
+    /// The container's answer is a bad one, or there is none.
+    Failed(String),
+    /// The container was not asked, which is no fault of its own.
+    NotAsked(String),
+}
+
 /// Runs a probe once.
 ///
 /// # Errors
-/// Why it failed, for people.
-pub(crate) async fn probe(manager: &SandboxManager, target: &Target, probe: &Probe) -> Result<(), String> {
+/// [`Unwell`].
+pub(crate) async fn probe(manager: &SandboxManager, target: &Target, probe: &Probe) -> Result<(), Unwell> {
     let limit = probe.timeout;
     let asked = async {
-        match &probe.action {
-            ProbeAction::Exec(command) => exec(manager, target, command, limit).await,
-            ProbeAction::HttpGet(get) => {
-                http::get(target, get, target.port(&get.port)?).await.and_then(http::judge)
-            }
-            ProbeAction::TcpSocket { host, port } => {
-                let port = target.port(port)?;
-                connect(target, host, port).await.map(drop)
-            }
+        let answer = match &probe.action {
+            ProbeAction::Exec(command) => return exec(manager, target, command, limit).await,
+            ProbeAction::HttpGet(get) => match target.port(&get.port) {
+                Ok(port) => http::get(target, get, port).await.and_then(http::judge),
+                Err(why) => return Err(Unwell::NotAsked(why)),
+            },
+            ProbeAction::TcpSocket { host, port } => match target.port(port) {
+                Ok(port) => connect(target, host, port).await.map(drop),
+                Err(why) => return Err(Unwell::NotAsked(why)),
+            },
             ProbeAction::Grpc { port, service } => grpc::check(target.ip(), *port, service).await,
-        }
+        };
+        answer.map_err(Unwell::Failed)
     };
-    within(limit, asked).await
+    within(limit, asked).await.unwrap_or_else(|why| Err(Unwell::Failed(why)))
 }
 
 /// Runs a hook to its end.
@@ -73,11 +84,14 @@ pub(crate) async fn probe(manager: &SandboxManager, target: &Target, probe: &Pro
 /// Why it failed, for people.
 pub(crate) async fn hook(manager: &SandboxManager, target: &Target, hook: &Hook) -> Result<(), String> {
     match hook {
-        Hook::Exec(command) => exec(manager, target, command, LONGEST_HOOK).await,
+        Hook::Exec(command) => {
+            let ran = exec(manager, target, command, LONGEST_HOOK).await;
+            ran.map_err(|(Unwell::Failed(why) | Unwell::NotAsked(why))| why)
+        }
         Hook::HttpGet(get) => {
             // Any answer will do, as in kubelet: it was told.
             let told = async { http::get(target, get, target.port(&get.port)?).await.map(drop) };
-            within(LONGEST_HOOK, told).await
+            within(LONGEST_HOOK, told).await?
         }
         Hook::Sleep(time) => {
             sleep(*time).await;
@@ -86,12 +100,10 @@ pub(crate) async fn hook(manager: &SandboxManager, target: &Target, hook: &Hook)
     }
 }
 
-async fn within(limit: Duration, work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, String> {
     // A command is ended, and said to be, by its own limit; this one is for what has none.
-    match timeout(limit + Duration::from_millis(500), work).await {
-        Ok(done) => done,
-        Err(_) => Err(format!("no answer within {limit:?}")),
-    }
+    let done = timeout(limit + Duration::from_millis(500), work).await;
+    done.map_err(|_| format!("no answer within {limit:?}"))
 }
 
 async fn exec(
@@ -99,19 +111,20 @@ async fn exec(
     target: &Target,
     command: &[String],
     limit: Duration,
-) -> Result<(), String> {
+) -> Result<(), Unwell> {
     match manager.exec_sync(&target.container_id, command, Some(limit)).await {
         Ok(output) if output.exit_code == 0 => Ok(()),
         Ok(output) => {
             let mut said = [output.stdout, output.stderr].concat();
             said.truncate(QUOTED);
             let said = String::from_utf8_lossy(&said);
-            Err(format!("{} ended with {}: {}", command.join(" "), output.exit_code, said.trim()))
+            let (command, code) = (command.join(" "), output.exit_code);
+            Err(Unwell::Failed(format!("{command} ended with {code}: {}", said.trim())))
         }
         Err(Error::ExecTimeout { after, .. }) => {
-            Err(format!("{} took longer than {after:?} and was killed", command.join(" ")))
+            Err(Unwell::Failed(format!("{} took longer than {after:?} and was killed", command.join(" "))))
         }
-        Err(error) => Err(text(error)),
+        Err(error) => Err(Unwell::NotAsked(text(error))),
     }
 }
 

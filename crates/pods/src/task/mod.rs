@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use berth_cri::berth::v1::ImagePull;
 use berth_sandbox_manager::sequence::{
-    Action, Ended, Event, Found, Hook, PodStatus, ProbeKind, Sequence, Stage,
+    Action, Event, Found, Hook, PodStatus, ProbeKind, Sequence, Stage, Time,
 };
 use berth_sandbox_manager::{ContainerKind, ContainerState, PodView, SandboxPhase};
 use serde_json::Value;
@@ -63,6 +63,8 @@ pub(crate) struct Task {
     /// Containers whose last pull failed.
     pull_failures: HashSet<String>,
     waiting_for_the_end: Vec<oneshot::Sender<()>>,
+    /// When the sequence was asked last what is to be done.
+    asked_at: Time,
     /// The last round of it.
     housekeeping: Option<AbortHandle>,
 }
@@ -115,6 +117,7 @@ impl Task {
             sandbox_span: None,
             pull_failures: HashSet::new(),
             waiting_for_the_end: Vec::new(),
+            asked_at: now,
             housekeeping: None,
         };
         task.add_ephemeral();
@@ -129,13 +132,14 @@ impl Task {
 
     /// Until the pod is removed, or nobody can reach it any more.
     pub(crate) async fn run(mut self) {
-        let actions = self.resume();
+        let actions = self.resume().await;
         self.settled(actions).await;
         let mut round = interval(HOUSEKEEPING);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let now = clock::boottime();
-            let wake = self.sequence.wake_at(now).map(|at| Instant::now() + at.saturating_sub(now));
+            // What fell due since the sequence was asked, while something was written say, is due at once.
+            let wake = self.sequence.wake_at(self.asked_at);
+            let wake = wake.map(|at| Instant::now() + at.saturating_sub(clock::boottime()));
             let asleep = async {
                 match wake {
                     Some(at) => sleep_until(at).await,
@@ -157,10 +161,7 @@ impl Task {
                 Some((container, pull)) = self.told.recv() => self.tell(container, pull),
                 () = self.bell.notified() => self.look().await,
                 _ = round.tick(), if !self.sequence.is_over() => self.keep_house(),
-                () = asleep => {
-                    let actions = self.sequence.tick(clock::boottime());
-                    self.settled(actions).await;
-                }
+                () = asleep => self.tick().await,
             }
         }
     }
@@ -175,21 +176,26 @@ impl Task {
     }
 
     /// Goes on from what was written down, with what there is.
-    fn resume(&mut self) -> Vec<Action> {
+    async fn resume(&mut self) -> Vec<Action> {
         let view = self.view().filter(|view| view.sandbox.phase == SandboxPhase::Ready);
-        let found = |name: &str, attempt: u32| {
-            let container = view.as_ref().and_then(|view| node::attempt(view, name, Some(attempt)));
-            match container.map(|container| &container.state) {
+        let mut found = HashMap::new();
+        let current: Vec<_> = self.sequence.current().map(|one| (one.name.to_owned(), one.attempt)).collect();
+        for (name, attempt) in current {
+            let container = view.as_ref().and_then(|view| node::attempt(view, &name, Some(attempt)));
+            let state = match container.map(|container| &container.state) {
                 Some(ContainerState::Running { .. }) => Found::Running,
-                Some(ContainerState::Exited(exit)) => Found::Ended(Ended {
-                    code: exit.code,
-                    reason: exit.reason.clone(),
-                    message: exit.message.clone(),
-                }),
+                Some(ContainerState::Exited(exit)) => {
+                    Found::Ended(work::last_words(&self.node, &self.plan, &name, attempt, exit.clone()).await)
+                }
                 Some(ContainerState::Creating | ContainerState::Created { .. }) | None => Found::Nothing,
-            }
+            };
+            found.insert((name, attempt), state);
+        }
+        let found = |name: &str, attempt: u32| {
+            found.get(&(name.to_owned(), attempt)).cloned().unwrap_or(Found::Nothing)
         };
-        self.sequence.resume(view.is_some(), found, clock::boottime())
+        self.asked_at = clock::boottime();
+        self.sequence.resume(view.is_some(), found, self.asked_at)
     }
 
     /// The newest sandbox.
@@ -206,8 +212,7 @@ impl Task {
             }
             Message::AddEphemeral { items, configs, kept } => {
                 let added = self.extend_plan(items, configs).await;
-                let actions = self.sequence.tick(clock::boottime());
-                self.settled(actions).await;
+                self.tick().await;
                 // A caller that went away has its container all the same.
                 drop(kept.send(added));
             }
@@ -334,7 +339,15 @@ impl Task {
     }
 
     async fn handle(&mut self, event: Event) {
-        let actions = self.sequence.handle(event, clock::boottime());
+        self.asked_at = clock::boottime();
+        let actions = self.sequence.handle(event, self.asked_at);
+        self.settled(actions).await;
+    }
+
+    /// Because of the time alone.
+    async fn tick(&mut self) {
+        self.asked_at = clock::boottime();
+        let actions = self.sequence.tick(self.asked_at);
         self.settled(actions).await;
     }
 

@@ -7,6 +7,7 @@
 mod empty_dir;
 mod files;
 mod host_path;
+mod look;
 mod mounts;
 mod sub_path;
 mod tree;
@@ -53,6 +54,8 @@ pub(crate) enum VolumeError {
         #[source]
         source: io::Error,
     },
+    #[error("a file system of the node does not answer: one of {volumes}")]
+    Hangs { volumes: String },
     #[error("{} is still mounted, so nothing was removed", path.display())]
     StillMounted { path: PathBuf },
     #[error("cannot remove {}", path.display())]
@@ -100,7 +103,13 @@ impl Volumes {
         let wanted = pod.volumes.iter().map(|volume| Wanted::of(volume, pod, facts));
         let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
         let folder = self.folder.join(VOLUMES);
-        blocking(move || wanted.iter().try_for_each(|wanted| wanted.make(&folder))).await
+        let make = move || wanted.iter().try_for_each(|wanted| wanted.make(&folder));
+        let of_host = pod.volumes.iter().filter_map(|volume| match &volume.source {
+            VolumeSource::HostPath { path, .. } => Some(format!("{} ({path})", volume.name)),
+            VolumeSource::EmptyDir(_) | VolumeSource::Files { .. } | VolumeSource::Image { .. } => None,
+        });
+        let of_host = of_host.collect::<Vec<_>>().join(", ");
+        look::look(&self.folder, of_host, look::PATIENCE, make).await
     }
 
     /// Where a mount's source is on the node. `sub_path`: the mount's, with its variables put in; what it names is made
@@ -124,9 +133,10 @@ impl Volumes {
             return Ok(whole);
         }
         let at = self.folder.join(SUB_PATHS).join(&mount.volume).join(container).join(number.to_string());
+        let (place, looked_at) = (at.clone(), format!("{} ({})", mount.volume, whole.display()));
         let (volume, sub_path) = (mount.volume.clone(), sub_path.to_owned());
         let returns = mount.propagation == MountPropagation::Bidirectional;
-        blocking(move || {
+        let look_for = move || {
             let mounted = sub_path::mount(&whole, &sub_path, &at, returns);
             match mounted {
                 Ok(()) => Ok(at),
@@ -136,8 +146,8 @@ impl Volumes {
                 }
                 Err(source) => Err(VolumeError::SubPath { volume, sub_path, source }),
             }
-        })
-        .await
+        };
+        look::look(&place, looked_at, look::PATIENCE, look_for).await
     }
 
     /// Unmounts and removes all of it; fine when nothing is there. No container may be left. What lies in a folder of the

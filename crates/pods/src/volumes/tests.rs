@@ -25,7 +25,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("pod")).unwrap();
         fs::create_dir(dir.path().join("host")).unwrap();
-        Self { dir, facts: NodeFacts::gather(false, false) }
+        Self { dir, facts: NodeFacts::gather(PathBuf::new(), false, false) }
     }
 
     fn pod(&self) -> PathBuf {

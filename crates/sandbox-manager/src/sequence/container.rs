@@ -6,7 +6,7 @@ use super::backoff::{Backoff, RECOVERED};
 use super::plan::{PlannedContainer, ProbeKind, RestartPolicy};
 use super::probe::{Probe, Verdict};
 use super::settle::should_restart;
-use super::{Hook, Time};
+use super::{Hook, ProbeAnswer, Time};
 use crate::ContainerKind;
 
 /// A container in all its attempts.
@@ -16,6 +16,9 @@ pub(super) struct Life {
     /// The current one, from 0.
     pub(super) attempt: u32,
     pub(super) state: State,
+    /// It has run in the present sandbox: a sidecar that has is started again, whoever's turn it is.
+    #[serde(default)]
+    pub(super) started_here: bool,
     /// How the attempt before this one ended.
     pub(super) last: Option<Ended>,
     pub(super) backoff: Backoff,
@@ -112,6 +115,7 @@ impl Life {
             planned: planned.clone(),
             attempt: 0,
             state: State::Waiting(Waiting::Turn),
+            started_here: false,
             last: None,
             backoff: Backoff::default(),
             pull_backoff: Backoff::default(),
@@ -199,6 +203,7 @@ impl Life {
             readiness: probe(&probes.readiness),
             ending: None,
         }));
+        self.started_here = true;
     }
 
     /// It was never there: not an end, and tried again whatever the restart policy.
@@ -233,11 +238,11 @@ impl Life {
         }
     }
 
-    pub(super) fn probed(&mut self, kind: ProbeKind, success: bool) {
+    pub(super) fn probed(&mut self, kind: ProbeKind, answer: ProbeAnswer) {
         if let State::Running(running) = &mut self.state
             && let Some(probe) = running.probe_mut(kind)
         {
-            probe.answered(success);
+            probe.answered(answer);
         }
     }
 
@@ -257,6 +262,7 @@ impl Life {
 
     /// In a new sandbox. What is done is done, but for init containers: what they prepared may be gone.
     pub(super) fn begin_again(&mut self, policy: RestartPolicy) {
+        self.started_here = false;
         match &self.state {
             State::Terminated { ended, .. } => {
                 if self.planned.kind != ContainerKind::Init && !should_restart(self, policy) {

@@ -66,11 +66,22 @@ pub enum Event {
     /// A hook came back.
     HookEnded { name: String, attempt: u32, hook: Hook, failure: Option<String> },
     /// A probe came back.
-    Probed { name: String, attempt: u32, probe: ProbeKind, success: bool },
+    Probed { name: String, attempt: u32, probe: ProbeKind, answer: ProbeAnswer },
     /// The pod is to end.
     StopAsked { grace: Time },
     /// The pod uses more than it may, and is to end as failed.
     Evicted { why: String },
+}
+
+/// What a probe says of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeAnswer {
+    /// It does what it is to do.
+    Success,
+    /// It does not.
+    Failure,
+    /// Nothing: it could not be asked. Counts for nothing, as with kubelet.
+    Unknown,
 }
 
 /// What is to be done. Each is asked for once.
@@ -210,8 +221,8 @@ impl Sequence {
             Event::HookEnded { name, attempt, hook, failure } => {
                 self.with_attempt(&name, attempt, |life| life.hook_ended(hook, failure));
             }
-            Event::Probed { name, attempt, probe, success } => {
-                self.with_attempt(&name, attempt, |life| life.probed(probe, success));
+            Event::Probed { name, attempt, probe, answer } => {
+                self.with_attempt(&name, attempt, |life| life.probed(probe, answer));
             }
             Event::StopAsked { grace } => self.begin_stop(Cause::Asked, grace, now),
             Event::Evicted { why } => {
@@ -244,13 +255,12 @@ impl Sequence {
                 life.exited(Ended::lost(), now);
             }
         }
+        // Where the pod ends, what is left of its sandbox is stopped: its network, and the ports it holds.
         if self.stopping.is_some() {
-            self.sandbox = Sandbox::Gone;
             return;
         }
         let policy = self.plan.restart_policy;
         if policy == RestartPolicy::Never && has_run {
-            self.sandbox = Sandbox::Gone;
             return self.begin_stop(Cause::SandboxLost, Time::ZERO, now);
         }
         // A new sandbox is a new beginning: init containers run again in it.

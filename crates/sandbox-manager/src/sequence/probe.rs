@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Time;
 use super::plan::PlannedProbe;
+use super::{ProbeAnswer, Time};
 
 /// What the answers so far mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +50,13 @@ impl Probe {
         true
     }
 
-    pub(super) fn answered(&mut self, success: bool) {
+    pub(super) fn answered(&mut self, answer: ProbeAnswer) {
         self.in_flight = false;
+        let success = match answer {
+            ProbeAnswer::Success => true,
+            ProbeAnswer::Failure => false,
+            ProbeAnswer::Unknown => return,
+        };
         self.run = if self.last == Some(success) { self.run + 1 } else { 1 };
         self.last = Some(success);
         let (threshold, verdict) = match success {

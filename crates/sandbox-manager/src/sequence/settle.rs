@@ -73,8 +73,7 @@ impl Sequence {
         let standard = self.plan.standard.len();
         for (index, life) in self.lives.iter_mut().enumerate() {
             let its_turn = match index {
-                // Sidecars that were started once are started again, whoever's turn it is.
-                index if index < startup => ahead == Some(index) || (life.is_sidecar() && life.attempt > 0),
+                index if index < startup => ahead == Some(index) || (life.is_sidecar() && life.started_here),
                 index if index < startup + standard => self.initialized,
                 _ => true,
             };

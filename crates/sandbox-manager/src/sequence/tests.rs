@@ -161,7 +161,8 @@ impl World {
                         ProbeKind::Liveness => (behaviour.liveness)(age),
                         ProbeKind::Readiness => (behaviour.readiness)(age),
                     };
-                    self.push(Time::ZERO, Event::Probed { name, attempt, probe, success });
+                    let answer = if success { ProbeAnswer::Success } else { ProbeAnswer::Failure };
+                    self.push(Time::ZERO, Event::Probed { name, attempt, probe, answer });
                 }
                 Action::Stop { name, attempt, grace } => {
                     self.say(format!("stop {name} within {}", grace.as_secs()));
@@ -647,8 +648,11 @@ fn a_lost_sandbox_is_made_anew_with_its_init_containers() {
     let mut world = World::new(plan(&["app"], RestartPolicy::Never), []);
     world.run_until(10);
     world.alive.clear();
-    world.sequence.handle(Event::SandboxLost, world.now);
+    let actions = world.sequence.handle(Event::SandboxLost, world.now);
+    world.act(actions);
+    world.run_until(11);
     assert_eq!((world.phase(), world.sequence.is_over()), (Phase::Failed, true));
+    assert_eq!(world.times("stop sandbox"), [10], "its network and ports are free again");
 }
 
 #[test]
@@ -669,7 +673,15 @@ fn a_reboot_ends_what_ran_and_does_nothing_again_that_was_done() {
     let mut world = World::new(plan(&["job"], RestartPolicy::Never), []);
     world.run_until(10);
     world.reboot(secs(10));
+    world.run_until(11);
     assert_eq!((world.phase(), world.sequence.is_over()), (Phase::Failed, true));
+
+    let mut world =
+        World::new(plan(&["i:setup", "s:proxy", "app"], RestartPolicy::Always), [("setup", runs(3, 0))]);
+    world.run_until(10);
+    world.reboot(secs(10));
+    world.run_until(20);
+    assert_eq!((world.times("start setup"), world.times("start proxy")), (vec![0, 2], vec![3, 5]));
 
     let pulls = Behaviour { pull: secs(50), ..Behaviour::default() };
     let mut world = World::new(plan(&["job"], RestartPolicy::Never), [("job", pulls)]);
