@@ -1,6 +1,7 @@
 //! httpGet: a request, and whether its answer is a good one.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use berth_manifest::HttpGet;
@@ -8,7 +9,7 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, HOST, HeaderName, HeaderValue, LOCATION, USER_AGENT as USER_AGENT_HEADER};
-use hyper::{Request, Response, StatusCode, Uri};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
@@ -16,6 +17,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
+use url::{Position, Url};
 
 use super::{Target, connect};
 
@@ -24,15 +26,27 @@ pub(super) const USER_AGENT: &str = concat!("berth-probe/", env!("CARGO_PKG_VERS
 /// Redirects that are followed, as in kubelet.
 const REDIRECTS: usize = 10;
 
+/// Where a request goes, on the probe's host.
+struct Place {
+    https: bool,
+    port: u16,
+    path: String,
+}
+
 /// The answer's status. A redirect to the same host is followed; one to elsewhere is an answer.
 pub(super) async fn get(target: &Target, get: &HttpGet, port: u16) -> Result<StatusCode, String> {
-    let mut path = get.path.clone();
+    let host = match (get.host.as_str(), target.ip()) {
+        ("", IpAddr::V6(ip)) => format!("[{ip}]"),
+        ("", IpAddr::V4(ip)) => ip.to_string(),
+        (host, _) => host.to_owned(),
+    };
+    let mut place = Place { https: get.https, port, path: get.path.clone() };
     for _ in 0..=REDIRECTS {
-        let answer = once(target, get, port, &path).await?;
+        let answer = once(target, get, &host, &place).await?;
         let status = answer.status();
         match answer.headers().get(LOCATION).and_then(|location| location.to_str().ok()) {
-            Some(location) if status.is_redirection() => match same_host(location, get, port, target) {
-                Some(next) => path = next,
+            Some(location) if status.is_redirection() => match same_host(location, &host, &place) {
+                Some(next) => place = next,
                 None => return Ok(status),
             },
             _ => return Ok(status),
@@ -49,31 +63,28 @@ pub(super) fn judge(status: StatusCode) -> Result<(), String> {
     }
 }
 
-/// The path of a redirect that stays with the server; None when it leads elsewhere.
-fn same_host(location: &str, get: &HttpGet, port: u16, target: &Target) -> Option<String> {
-    let uri: Uri = location.parse().ok()?;
-    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let Some(authority) = uri.authority() else { return Some(path) };
-    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-    let host = if get.host.is_empty() { target.ip().to_string() } else { get.host.clone() };
-    let same = authority.host() == host && authority.port_u16().unwrap_or(default) == port;
-    same.then_some(path)
+/// Where a redirect leads that stays on the host, be it to another port; None when it leads elsewhere.
+fn same_host(location: &str, host: &str, place: &Place) -> Option<Place> {
+    let Place { https, port, path } = place;
+    let scheme = if *https { "https" } else { "http" };
+    let here = Url::parse(&format!("{scheme}://{host}:{port}{path}")).ok()?;
+    let next = here.join(location).ok().filter(|next| next.host_str() == here.host_str())?;
+    Some(Place {
+        https: next.scheme() == "https",
+        port: next.port_or_known_default()?,
+        path: next[Position::BeforePath..Position::AfterQuery].to_owned(),
+    })
 }
 
 async fn once(
     target: &Target,
     get: &HttpGet,
-    port: u16,
-    path: &str,
+    host: &str,
+    place: &Place,
 ) -> Result<Response<hyper::body::Incoming>, String> {
-    let host = match (get.host.as_str(), target.ip()) {
-        ("", std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
-        ("", std::net::IpAddr::V4(ip)) => ip.to_string(),
-        (host, _) => host.to_owned(),
-    };
-    let request = request(get, &format!("{host}:{port}"), path)?;
-    let stream = connect(target, &get.host, port).await?;
-    if !get.https {
+    let request = request(get, &format!("{host}:{}", place.port), &place.path)?;
+    let stream = connect(target, &get.host, place.port).await?;
+    if !place.https {
         return send(stream, request).await;
     }
     let name = match ServerName::try_from(host.trim_matches(['[', ']']).to_owned()) {
@@ -246,7 +257,23 @@ mod tests {
         let gone = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
         let (result, requests) = served(&[here, gone], &[]).await;
         assert!(result.is_err() && requests[1].starts_with("GET /b "), "{result:?} {requests:?}");
+        let beside = here.replace("http://127.0.0.1:@PORT@/b", "login?next=1");
+        let (result, requests) = served(&[&beside, gone], &[]).await;
+        assert!(result.is_err() && requests[1].starts_with("GET /login?next=1 "), "{result:?} {requests:?}");
         let away = "HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nContent-Length: 0\r\n\r\n";
         served(&[away], &[]).await.0.unwrap();
+    }
+
+    #[test]
+    fn a_redirect_may_lead_to_another_port_of_the_host() {
+        let place = Place { https: false, port: 8080, path: "/a/b".to_owned() };
+        let to = |location| {
+            let next = same_host(location, "[fd00::1]", &place)?;
+            Some((next.https, next.port, next.path))
+        };
+        assert_eq!(to("https://[fd00::1]:8443/health#x"), Some((true, 8443, "/health".to_owned())));
+        assert_eq!(to("https://[fd00::1]"), Some((true, 443, "/".to_owned())));
+        assert_eq!(to("../c"), Some((false, 8080, "/c".to_owned())));
+        assert_eq!(to("//elsewhere.example/"), None);
     }
 }
