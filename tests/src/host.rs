@@ -82,6 +82,11 @@ pub fn processes() -> Result<Vec<i32>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
+/// Sends a signal to a process.
+pub fn send(pid: i32, signal: nix::sys::signal::Signal) -> Result<()> {
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
+}
+
 /// The command line, spaces between its words; empty for a kernel thread or a process that is gone.
 pub fn command_line(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -298,6 +298,8 @@ fn hooks_run_at_their_moments_with_every_handler() {
                 ensure!(Path::new(state["bundle"].as_str().context("bundle")?).join("config.json").exists());
             }
             ensure!(inside["id"] == container.id.as_str(), "{inside}");
+            let mode = fs::metadata(file("createContainer"))?.permissions().mode();
+            ensure!(mode & 0o022 == 0, "{handler}: what a hook writes anybody can change: {mode:o}");
             let lines = container.wait_log(2).await?;
             ensure!(lines[0].content == "1000", "{handler}: startContainer ran as {}", lines[0].content);
             ensure!(lines[1].content.contains(&container.id), "{handler}: {}", lines[1].content);

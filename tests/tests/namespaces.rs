@@ -2,12 +2,13 @@
 
 use std::fs;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use berth_tests::{
+    PATIENCE,
     cri::{Container, NamespaceMode, Pod, pod_namespaces, script, security, sleeper},
-    host, on_node,
+    host, on_node, wait_until,
 };
-use k8s_cri::v1::ContainerConfig;
+use k8s_cri::v1::{ContainerConfig, PodSandboxState};
 
 /// A namespace of the test itself, which is the host's.
 fn of_host(name: &str) -> Result<String> {
@@ -132,6 +133,32 @@ fn a_shared_pid_namespace_has_a_first_process_that_is_nobodys_program() {
         ensure!(a.pids()?.is_empty(), "{:?}", a.pids()?);
         ensure!(b.sh("echo alive").await? == "alive\n");
         Ok(())
+    });
+}
+
+#[test]
+fn a_pod_whose_shared_first_process_is_killed_is_over() {
+    on_node(async |node| {
+        let pod = pod_with_shared_pids(node).await?;
+        let container = pod.run(pod_pid("a")).await?;
+        let supervisor = host::processes()?.into_iter().find(|pid| {
+            let line = host::command_line(*pid);
+            line.contains("berth-pod") && line.contains(&pod.id)
+        });
+        let supervisor = supervisor.context("the pod has no supervisor")?;
+        let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))?;
+        let mut children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let first = children.find(|pid| name(pid) == "berth-pause\n");
+        host::send(first.context("it has no first process")?, nix::sys::signal::Signal::SIGKILL)?;
+        container.wait_exited().await?;
+        wait_until("the sandbox to be no longer ready", PATIENCE, async || {
+            ensure!(pod.status().await?.state() == PodSandboxState::SandboxNotready);
+            Ok(())
+        })
+        .await?;
+        pod.stop().await?;
+        pod.remove().await
     });
 }
 

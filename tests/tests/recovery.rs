@@ -12,6 +12,7 @@ use k8s_cri::v1::{
     ContainerState, ContainerStatus, CreateContainerRequest, ListContainersRequest, ListPodSandboxRequest,
     PodSandboxState, PodSandboxStatus, RunPodSandboxRequest,
 };
+use nix::sys::signal::Signal;
 
 async fn statuses(
     pods: &[&Pod<'_>],
@@ -240,7 +241,7 @@ fn a_killed_supervisor_is_an_honest_loss() {
         let (pod, other) = (node.run_pod(node.pod("web")).await?, node.run_pod(node.pod("other")).await?);
         let container = pod.run(sleeper("main")).await?;
         let unharmed = other.run(sleeper("main")).await?;
-        kill9(supervisor(&pod)?)?;
+        host::send(supervisor(&pod)?, Signal::SIGKILL)?;
         expect_lost(&pod, &container).await?;
         ensure!(unharmed.sh("echo fine").await? == "fine\n");
         pod.stop().await?;
@@ -262,7 +263,7 @@ fn a_supervisor_killed_in_the_middle_of_a_stop_keeps_nobody_from_stopping() {
         let supervisor = supervisor(&pod)?;
         let kill = async {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            kill9(supervisor)
+            host::send(supervisor, Signal::SIGKILL)
         };
         let (stopped, killed) = tokio::join!(pod.stop(), kill);
         killed?;
@@ -285,15 +286,10 @@ fn a_supervisor_killed_while_the_daemon_was_away_is_found_out() {
         let container = pod.run(sleeper("main")).await?;
         let supervisor = supervisor(&pod)?;
         node.kill9().await?;
-        kill9(supervisor)?;
+        host::send(supervisor, Signal::SIGKILL)?;
         node.start().await?;
         expect_lost(&pod, &container).await
     });
-}
-
-fn kill9(pid: i32) -> Result<()> {
-    use nix::{sys::signal, unistd::Pid};
-    Ok(signal::kill(Pid::from_raw(pid), signal::Signal::SIGKILL)?)
 }
 
 /// Its processes are ended, its container is Exited with 255 and a message, the sandbox is NotReady.

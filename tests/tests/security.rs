@@ -4,6 +4,7 @@ use anyhow::{Result, bail, ensure};
 use berth_tests::{
     Node, Options,
     cri::{container, image_spec, script, security, sleeper},
+    host,
     image::busybox,
     on_node, on_node_with,
 };
@@ -296,6 +297,13 @@ fn privileged_sees_all_devices_and_may_mount() {
         let host_devices = std::fs::read_dir("/dev")?.count();
         let seen: usize = lines[2].parse()?;
         ensure!(seen + 10 >= host_devices, "{seen} of {host_devices} devices");
+        if host::cgroup_version() == 2 {
+            // As node agents do: its own cgroup is found by the name that it has on the node.
+            let text = "test -e /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cgroup.procs && echo found";
+            let mut agent = confined(text, |context| context.privileged = true);
+            agent.metadata.get_or_insert_default().name = "agent".to_owned();
+            ensure!(pod.output_of(agent).await? == "found\n");
+        }
         // In a pod that isn't privileged itself this is refused.
         config.metadata.get_or_insert_default().name = "other".to_owned();
         let plain = node.run_pod(node.pod("plain")).await?;

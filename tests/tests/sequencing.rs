@@ -414,8 +414,7 @@ fn a_pod_that_ends_with_its_supervisor_gives_its_ports_back() {
             let line = host::command_line(*pid);
             line.contains("berth-pod") && line.contains(&first.sandbox_id)
         });
-        let supervisor = nix::unistd::Pid::from_raw(supervisor.context("the pod has no supervisor")?);
-        nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGKILL)?;
+        host::send(supervisor.context("the pod has no supervisor")?, nix::sys::signal::Signal::SIGKILL)?;
         ensure!(node.wait_over("first").await? == Phase::Failed);
         node.run_manifest(&pod("second", &spec)).await?;
         node.wait_ready("second").await?;

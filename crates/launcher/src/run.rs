@@ -74,6 +74,10 @@ pub fn run(mut command: Command, input: &[u8], after: Duration) -> Result<(), Ru
     }
 }
 
+/// What a pipe holds, pipe(7), and what is read of it at once.
+const PIPE: usize = 64 * 1024;
+const PIECE: usize = 4096;
+
 /// A file in memory: unlike a pipe it takes everything at once, whether or not it is read.
 fn file_of(bytes: &[u8]) -> io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create("input", MemfdFlags::CLOEXEC)?;
@@ -101,14 +105,26 @@ fn wait(
         let mut polled = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(reader, PollFlags::IN)];
         // A pipe whose end has been read would be ready for ever.
         let watched = if open { &mut polled[..] } else { &mut polled[..1] };
-        let count = rustix::io::retry_on_intr(|| rustix::event::poll(watched, Some(&timeout)))?;
+        rustix::io::retry_on_intr(|| rustix::event::poll(watched, Some(&timeout)))?;
         let (ended, readable) = (!polled[0].revents().is_empty(), open && !polled[1].revents().is_empty());
+        if ended {
+            // Whatever it wrote before its end is in the pipe, and no more than that is asked for: something that it leaves
+            // behind may write on.
+            for _ in 0..PIPE / PIECE {
+                let more = &mut [PollFd::new(reader, PollFlags::IN)];
+                let now = Timespec::default();
+                let count = rustix::io::retry_on_intr(|| rustix::event::poll(more, Some(&now)))?;
+                if !open || count == 0 {
+                    break;
+                }
+                open = keep(reader, output)?;
+            }
+            return child.wait().map(Some);
+        }
         if readable {
             open = keep(reader, output)?;
-        } else if ended {
-            // Whatever it wrote before its end has been read by now.
-            return child.wait().map(Some);
-        } else if count == 0 {
+        }
+        if left.is_zero() {
             return Ok(None);
         }
     }
@@ -116,7 +132,7 @@ fn wait(
 
 /// Reads once what there is, and keeps the end; `false` at the end of the output.
 fn keep(reader: &mut io::PipeReader, output: &mut Vec<u8>) -> io::Result<bool> {
-    let mut buffer = [0; 4096];
+    let mut buffer = [0; PIECE];
     let count = reader.read(&mut buffer)?;
     output.extend_from_slice(&buffer[..count]);
     output.drain(..output.len().saturating_sub(KEPT));
@@ -181,6 +197,12 @@ mod tests {
             assert!(begin.elapsed() < LONG, "its child lives");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_flood_of_output_holds_nobody_up() {
+        assert!(matches!(shell("yes", "", Duration::from_millis(300)), Err(RunError::TimedOut { .. })));
+        shell("setsid yes & exit 0", "", Duration::from_secs(20)).unwrap();
     }
 
     #[test]

@@ -23,7 +23,8 @@ use crate::{
 };
 
 const REBOOTED: &str = "the machine was restarted while it ran";
-const ORPHANED: &str = "the pod's supervisor (berth-pod) was gone when the daemon started";
+const ORPHANED: &str =
+    "the pod's supervisor (berth-pod) was gone, or did not answer, when the daemon started";
 const FORGOTTEN: &str = "the pod's supervisor does not know it";
 
 /// Reads the records, agrees them with the supervisors that still run, and sweeps what belongs to no pod.
@@ -120,23 +121,12 @@ async fn pod(host: &Host, sandbox: Sandbox, containers: Vec<Container>) -> Optio
 /// The supervisor of a pod, with what it knows of its containers.
 pub(crate) type Connection = (Supervisor, Events, Vec<ContainerReport>);
 
-/// Finds a pod's supervisor. `None` when there is none, or one that does not answer: that one is killed.
+/// Finds a pod's supervisor. `None` when there is none, or one that does not answer: that one is dead by then.
 pub(crate) async fn connect(host: &Host, sandbox: &Sandbox) -> Option<Connection> {
-    let dir = host.pod_dir(&sandbox.id);
-    let (supervisor, events) = match Supervisor::connect(dir.path()).await {
-        Ok(connection) => connection,
+    match Supervisor::connect(host.pod_dir(&sandbox.id).path()).await {
+        Ok((supervisor, events, state)) => Some((supervisor, events, state.containers)),
         Err(err) => {
             tracing::info!(sandbox = %sandbox.id.short(), error = cause(&err), "no supervisor answers");
-            return None;
-        }
-    };
-    match supervisor.state().await {
-        Ok(state) => Some((supervisor, events, state.containers)),
-        Err(err) => {
-            tracing::error!(sandbox = %sandbox.id.short(), error = cause(&err), "supervisor does not answer; killing it");
-            if let Err(err) = supervisor.kill().await {
-                tracing::error!(sandbox = %sandbox.id.short(), error = cause(&err), "cannot kill it");
-            }
             None
         }
     }

@@ -51,12 +51,14 @@ impl StorageBackend for FileBackend {
             // Blocks are taken when the file grows, so that a later write into it (a removal on a full disk, say)
             // cannot fail for want of space.
             match fallocate(&self.file, FallocateFlags::empty(), now, len - now) {
-                Ok(()) => return Ok(()),
-                Err(rustix::io::Errno::OPNOTSUPP) => {}
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
                 Err(err) => return Err(err.into()),
             }
         }
-        self.file.set_len(len)
+        self.file.set_len(len)?;
+        // A removal may take the file to its next size as well: that much is kept beyond its end, as long as there is room.
+        let _ = fallocate(&self.file, FallocateFlags::KEEP_SIZE, len, len);
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -29,7 +29,15 @@ pub enum Durability {
 /// One redb file. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    database: Arc<Database>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    durability: Durability,
+    /// Absent when it had to be closed and could not be opened again yet.
+    database: RwLock<Option<Database>>,
 }
 
 /// The file could not be opened.
@@ -60,16 +68,31 @@ pub enum OpenError {
 
 /// A read or a write failed; nothing of the batch was stored.
 #[derive(Debug, thiserror::Error)]
-#[error("store: cannot {action}")]
-pub struct StoreError {
-    action: &'static str,
-    #[source]
-    source: Box<redb::Error>,
+pub enum StoreError {
+    /// redb's answer.
+    #[error("store: cannot {action}")]
+    Failed {
+        /// "begin writing", "commit".
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// There is no store at the moment; each write tries to open it again.
+    #[error("the store was closed when there was no space left, and could not be opened again")]
+    Closed,
 }
 
 impl StoreError {
+    /// There was no space for it.
+    fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let Self::Failed { source, .. } = self else { return false };
+        matches!(&**source, redb::Error::Io(err) if matches!(err.kind(), StorageFull | QuotaExceeded))
+    }
+
     fn at<E: Into<redb::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
-        move |err| Self { action, source: Box::new(err.into()) }
+        move |err| Self::Failed { action, source: Box::new(err.into()) }
     }
 }
 
@@ -118,15 +141,19 @@ impl Store {
     /// # Errors
     /// When another process holds the file, or the file system or redb refuse for another reason than damage.
     pub fn open(path: &Path, durability: Durability) -> Result<Self, OpenError> {
+        let store = |database| {
+            let database = RwLock::new(Some(database));
+            Self { inner: Arc::new(Inner { path: path.to_owned(), durability, database }) }
+        };
         match Self::open_once(path, durability) {
-            Ok(database) => Ok(Self { database: Arc::new(database) }),
+            Ok(database) => Ok(store(database)),
             Err(OpenError::Database { source, .. }) if is_damage(&source) => {
                 let aside = set_aside(path)?;
                 tracing::error!(
                     store = %path.display(), kept_as = %aside.display(), error = %source,
                     "store is damaged; starting with an empty one"
                 );
-                Ok(Self { database: Arc::new(Self::open_once(path, durability)?) })
+                Ok(store(Self::open_once(path, durability)?))
             }
             Err(err) => Err(err),
         }
@@ -147,6 +174,8 @@ impl Store {
         })?;
         redb::Builder::new()
             .set_cache_size(CACHE_BYTES)
+            // Otherwise a damaged page is met later, by whoever reads it.
+            .set_check_integrity_on_open(true)
             .create_with_backend(backend)
             .map_err(|source| OpenError::Database { path: path.to_owned(), source: Box::new(source) })
     }
@@ -173,7 +202,9 @@ impl Store {
     }
 
     fn each(&self, table: &str, mut visit: impl FnMut(&str, &[u8])) -> Result<(), StoreError> {
-        let read = self.database.begin_read().map_err(StoreError::at("begin reading"))?;
+        let database = self.inner.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or(StoreError::Closed)?;
+        let read = database.begin_read().map_err(StoreError::at("begin reading"))?;
         let table = match read.open_table(definition(table)) {
             Ok(table) => table,
             Err(TableError::TableDoesNotExist(_)) => return Ok(()),
@@ -210,8 +241,40 @@ impl Store {
         self.commit(&batch.changes)
     }
 
+    /// redb takes nothing more after a failed write. Where it failed for want of space, the file is opened anew, so that
+    /// there is a store again when there is space again.
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(StoreError::at("begin writing"))?;
+        let committed = {
+            let database = self.inner.database.read().unwrap_or_else(PoisonError::into_inner);
+            match &*database {
+                Some(database) => Self::commit_to(database, changes),
+                None => Err(StoreError::Closed),
+            }
+        };
+        let Err(err) = committed else { return Ok(()) };
+        if !(err.is_full() || matches!(err, StoreError::Closed)) {
+            return Err(err);
+        }
+        match (self.reopen(), &err) {
+            (Ok(()), StoreError::Closed) => self.commit(changes),
+            (Ok(()), StoreError::Failed { .. }) => Err(err),
+            (Err(again), _) => {
+                tracing::error!(store = %self.inner.path.display(), error = %again, "cannot open the store again");
+                Err(err)
+            }
+        }
+    }
+
+    fn reopen(&self) -> Result<(), OpenError> {
+        let mut database = self.inner.database.write().unwrap_or_else(PoisonError::into_inner);
+        // It holds the file's lock.
+        drop(database.take());
+        *database = Some(Self::open_once(&self.inner.path, self.inner.durability)?);
+        Ok(())
+    }
+
+    fn commit_to(database: &Database, changes: &[Change]) -> Result<(), StoreError> {
+        let write = database.begin_write().map_err(StoreError::at("begin writing"))?;
         for change in changes {
             let mut table =
                 write.open_table(definition(change.table)).map_err(StoreError::at("open a table"))?;
@@ -262,6 +325,7 @@ fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
 mod tests {
     use std::{
         env,
+        io::Write as _,
         process::{Command, Stdio},
     };
 
@@ -337,6 +401,85 @@ mod tests {
         let names: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), 2, "the damaged file is kept: {names:?}");
+    }
+
+    #[test]
+    fn a_page_damaged_after_a_clean_end_is_found_at_the_next_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pods.redb");
+        let store = open(&path);
+        for number in 0..200 {
+            store.put(&format!("{number:03}"), &pod("web")).unwrap();
+        }
+        drop(store);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[4096..].fill(0x5a);
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(open(&path).load::<Pod>().unwrap(), []);
+    }
+
+    /// A file system of so many bytes, gone again at the end of the test.
+    struct TinyDisk(PathBuf);
+
+    impl TinyDisk {
+        fn mount(at: &Path, bytes: u32) -> Self {
+            let size = format!("size={bytes}");
+            let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tiny"]).arg(at).status();
+            assert!(mounted.unwrap().success());
+            Self(at.to_owned())
+        }
+    }
+
+    impl Drop for TinyDisk {
+        fn drop(&mut self) {
+            assert!(Command::new("umount").arg(&self.0).status().unwrap().success());
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_until_there_is_space_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = TinyDisk::mount(dir.path(), 2 << 20);
+        let path = dir.path().join("pods.redb");
+        let store = open(&path);
+        store.put("first", &pod("web")).unwrap();
+        let ballast = dir.path().join("ballast");
+        while fs::File::options().create(true).append(true).open(&ballast).unwrap().write(&[1; 4096]).is_ok()
+        {
+        }
+        let long = pod(&"x".repeat(4096));
+        let refused = (0..10_000)
+            .find_map(|number| store.put(&format!("{number:05}"), &long).err().map(|err| (number, err)));
+        let (stored, err) = refused.expect("the disk was full");
+        assert!(err.is_full(), "{err:?}");
+        // Nor is anything wrong with what is there.
+        assert_eq!(store.load::<Pod>().unwrap().len(), stored + 1);
+        fs::remove_file(&ballast).unwrap();
+        store.delete::<Pod>("first").unwrap();
+        store.put("last", &pod("db")).unwrap();
+        assert_eq!(store.load::<Pod>().unwrap().len(), stored + 1);
+        drop(store);
+        drop(disk);
+    }
+
+    #[test]
+    fn records_are_deleted_on_a_full_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = TinyDisk::mount(dir.path(), 2 << 20);
+        let store = open(&dir.path().join("pods.redb"));
+        for number in 0..100 {
+            store.put(&format!("{number:05}"), &pod(&"x".repeat(1000))).unwrap();
+        }
+        let ballast = dir.path().join("ballast");
+        while fs::File::options().create(true).append(true).open(&ballast).unwrap().write(&[1; 4096]).is_ok()
+        {
+        }
+        for number in 0..100 {
+            store.delete::<Pod>(&format!("{number:05}")).unwrap();
+        }
+        assert_eq!(store.load::<Pod>().unwrap(), []);
+        drop(store);
+        drop(disk);
     }
 
     /// The child half of the next test: writes until it is killed, saying after each commit what it has stored.

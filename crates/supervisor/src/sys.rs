@@ -24,6 +24,35 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Resul
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The first of the children that are dead and not reaped, which it stays. `nix` refuses one that a real-time signal ended.
+///
+/// # Errors
+/// None that waitid(2) knows for these arguments.
+pub(crate) fn dead_child() -> io::Result<Option<i32>> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: all zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one siginfo_t, which `info` is.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) } == -1 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ECHILD) { Ok(None) } else { Err(error) };
+    }
+    // SAFETY: waitid has filled in the fields of SIGCHLD, or left them zero when nobody is dead.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid != 0).then_some(pid))
+}
+
+/// Reaps a dead child.
+///
+/// # Errors
+/// `ECHILD` when it is none.
+pub(crate) fn bury(pid: i32) -> io::Result<()> {
+    let id = libc::id_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: integers, and no siginfo to be filled in.
+    let rc = unsafe { libc::waitid(libc::P_PID, id, std::ptr::null_mut(), libc::WEXITED | libc::WNOHANG) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Takes a descriptor that this process was started with, which nothing else in it knows of.
 ///
 /// # Errors

@@ -201,13 +201,42 @@ async fn orphans_are_reaped() {
     let host = |_: &mut _, spec: &mut serde_json::Value| {
         spec["linux"]["namespaces"] = serde_json::json!([{ "type": "mount" }]);
     };
-    let script = "for i in 1 2 3 4 5; do (sleep 0.0$i & ); done; sleep 1000";
+    // One of them is ended by a signal that has no name.
+    let script = "(sleep 100 & kill -40 $!); for i in 1 2 3 4 5; do (sleep 0.0$i & ); done; sleep 1000";
     pod.create_with("c1", &["sh", "-c", script], host).await.unwrap();
     pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
     let pid = pod.supervisor.pid();
     let children = move || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     until("only the shell and its sleep are left", || children().split_whitespace().count() == 1).await;
     pod.finish().await;
+}
+
+#[tokio::test]
+async fn a_terminal_stays_where_nobody_has_it_open_for_a_while() {
+    let mut pod = TestPod::new().await;
+    let script = "exec </dev/null >/dev/null 2>&1; sleep 0.3; echo late >/dev/console; exit 4";
+    let tty = |request: &mut berth_cri::berth::v1::CreateProcess, spec: &mut serde_json::Value| {
+        request.tty = true;
+        spec["process"]["terminal"] = true.into();
+    };
+    pod.create_with("c1", &["sh", "-c", script], tty).await.unwrap();
+    pod.supervisor.start("c1", Duration::ZERO).await.unwrap();
+    let exited = pod.exit_of("c1").await;
+    assert_eq!((exited.exit_code, exited.signal), (4, 0));
+    assert_eq!(pod.output("c1").0, "late\r\n");
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn one_that_never_answers_a_new_connection_is_killed() {
+    let pod = TestPod::new().await;
+    let pid = pod.supervisor.pid();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    tokio::time::pause();
+    let connected = Supervisor::connect(&pod.dir()).await;
+    tokio::time::resume();
+    assert!(matches!(connected, Err(ConnectError::Call(CallError::Timeout { .. }))), "{connected:?}");
+    until("it is gone", || !is_alive(pid)).await;
 }
 
 #[tokio::test]
@@ -306,7 +335,7 @@ async fn a_lost_connection_changes_nothing_and_a_new_one_learns_all() {
     pod.create("created", &["true"]).await;
     let dir = pod.dir();
     let TestPod { supervisor, events, .. } = &mut pod;
-    let (other, other_events) = Supervisor::connect(&dir).await.unwrap();
+    let (other, other_events, _) = Supervisor::connect(&dir).await.unwrap();
     drop(std::mem::replace(supervisor, other));
     drop(std::mem::replace(events, other_events));
     assert_eq!(pod.supervisor.pid(), pid);

@@ -1,8 +1,9 @@
 //! Control groups.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use berth_launcher::cgroup::MOUNT_POINT;
 use berth_launcher::mount_table::MountTable;
 
 use super::{Finding, read};
@@ -52,6 +53,10 @@ impl Hierarchies {
                 }
                 _ => {}
             }
+        }
+        // Then those of version 1 are strays.
+        if found.v2.as_deref() == Some(Path::new(MOUNT_POINT)) {
+            found.v1.clear();
         }
         found
     }
@@ -125,10 +130,13 @@ mod tests {
         let some = v2.judge("cpu io");
         assert!(matches!(some.verdict, Verdict::Warn(_)) && some.found.contains("memory, pids"), "{some:?}");
         // A hybrid host limits by version 1.
-        let hybrid = Hierarchies::of(&format!("{MEMORY}\n{UNIFIED}").as_str().into());
+        let beside = UNIFIED.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified");
+        let hybrid = Hierarchies::of(&format!("{MEMORY}\n{beside}").as_str().into());
         let judged = hybrid.judge("");
         assert!(judged.found.starts_with("version 1, without cpu, cpuacct"), "{judged:?}");
         assert_eq!(hybrid.any(), Some(&PathBuf::from("/sys/fs/cgroup/memory")));
+        let stray = Hierarchies::of(&format!("{UNIFIED}\n{MEMORY}").as_str().into());
+        assert_eq!(stray.judge("cpuset cpu io memory pids").verdict, Verdict::Good);
         assert!(matches!(Hierarchies::of(&"".into()).judge("").verdict, Verdict::Bad(_)));
     }
 }

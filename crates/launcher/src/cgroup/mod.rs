@@ -110,7 +110,9 @@ impl Cgroups {
                 _ => {}
             }
         }
-        if !v1.is_empty() {
+        // Somebody may have mounted one of version 1 beside it (`mount -t cgroup -o net_cls`), which makes nobody's limits.
+        let unified = v2.as_deref() == Some(Path::new(MOUNT_POINT));
+        if !v1.is_empty() && !unified {
             return Some(Cgroups { version: Version::V1, hierarchies: v1, beside: v2 });
         }
         let mount_point = v2?;
@@ -409,6 +411,10 @@ mod tests {
             Cgroups::mounted(&"25 24 0:23 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n".into())
                 .unwrap();
         assert_eq!(cgroups.version(), Version::V2);
+        let stray = "25 24 0:23 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n\
+            99 24 0:40 / /mnt/net rw - cgroup none rw,net_cls\n";
+        let cgroups = Cgroups::mounted(&stray.into()).unwrap();
+        assert_eq!((cgroups.version(), cgroups.hierarchies.len()), (Version::V2, 1));
         assert!(Cgroups::mounted(&"1 0 8:1 / / rw - ext4 /dev/sda rw\n".into()).is_none());
     }
 

@@ -56,6 +56,21 @@ impl Cgroup {
         self.set_frozen(false)
     }
 
+    /// As [`Cgroup::thaw`], with what somebody in it has frozen below: on v1 a signal waits for that as well.
+    fn thaw_all(&self) -> Result<(), CgroupError> {
+        self.thaw()?;
+        let Some(folder) = self.place_of("freezer").filter(|_| self.version == Version::V1) else {
+            return Ok(());
+        };
+        for below in tree(folder)? {
+            match write(&below.join("freezer.state"), "THAWED") {
+                Err(CgroupError::Write { source, .. }) if is_gone(&source) => {}
+                answer => answer?,
+            }
+        }
+        Ok(())
+    }
+
     fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
         let (file, value) = match (self.version, frozen) {
             (Version::V1, true) => ("freezer.state", "FROZEN"),
@@ -112,7 +127,7 @@ impl Cgroup {
             }
         }
         // Whatever went wrong: nothing stays frozen.
-        self.thaw()?;
+        self.thaw_all()?;
         pids?;
         if let Some(error) = refused {
             return Err(CgroupError::Kill { path: self.name(), source: error.into() });

@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use berth_cri::berth::v1::{HookPlan, Hooks};
+use rustix::fs::Mode;
 
 use crate::error::{AtStep, StepError};
 use crate::gate::Reporter;
@@ -17,7 +18,11 @@ pub(super) fn before_pivot(hooks: &Hooks, reporter: &Reporter) -> Result<(), Ste
             sys::exit_now(super::FAILED);
         }
     }
-    run("createContainer", &hooks.create_container, &hooks.state, "creating")
+    // They are the host's programs, and write where the host's users can.
+    let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    let ran = run("createContainer", &hooks.create_container, &hooks.state, "creating");
+    rustix::process::umask(umask);
+    ran
 }
 
 /// `startContainer`: programs of the image's, which are not to be trusted more than the container itself.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use berth_cri::berth::v1::{ProcessPlan, Sysctl};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::thread::CpuSet;
 
 use crate::error::{AtStep, StepError};
 use crate::sys;
@@ -49,6 +50,14 @@ pub(super) fn adjust_oom_score(score: Option<i32>, warnings: &mut Vec<String>) -
         }
         answer => answer.step_with(step),
     }
+}
+
+/// Lets the process run on every processor of its cpuset: a service manager may have kept the daemon to some, which from
+/// Linux 6.2 on would hold for its children in any cpuset.
+pub(super) fn use_all_processors() -> Result<(), StepError> {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
+    rustix::thread::sched_setaffinity(None, &all).step("use all processors")
 }
 
 /// Keys of the daemon's session, and of other containers, are none of this process's.

@@ -85,6 +85,7 @@ pub(crate) fn first_process(
         }
         // Late, so that what the mounts cost is not the container's; before the pivot, which takes the paths away.
         host::enter_cgroups(&plan.cgroup_tasks)?;
+        host::use_all_processors()?;
         if plan.new_cgroup_namespace {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).step("new cgroup namespace")?;
         }
@@ -134,6 +135,7 @@ pub(crate) fn further_process(
         host::leave_session_keyring(&mut warnings)?;
         host::set_security_labels(process)?;
         host::enter_cgroups(&plan.cgroup_tasks)?;
+        host::use_all_processors()?;
         // The pid namespace is ours already: we were born in it.
         let namespaces = ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::CONTROL_GROUP

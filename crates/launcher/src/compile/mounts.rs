@@ -5,11 +5,11 @@ use std::path::Path;
 use berth_cri::berth::v1::{
     Bind, Filesystem, FilesystemOption, IdMapping, Link, MountPlan, mount_plan::What,
 };
-use oci_spec::runtime::{Linux, Mount};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount};
 
 use super::CompileError;
 use super::ids::{self, Ids, host_gid, host_uid};
-use crate::cgroup::{Cgroup, Version};
+use crate::cgroup::{Cgroup, MOUNT_POINT, Version};
 
 /// The bits of a mount's attributes that say when access times are kept; they are one choice.
 const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
@@ -24,10 +24,13 @@ pub(super) fn compile(
     ids: Option<&Ids>,
 ) -> Result<Vec<MountPlan>, CompileError> {
     let label = linux.mount_label().as_deref().filter(|label| !label.is_empty());
+    let namespaces = linux.namespaces().iter().flatten();
+    let has_own_cgroup_namespace =
+        namespaces.map(|namespace| namespace.typ()).any(|kind| kind == LinuxNamespaceType::Cgroup);
     let mut plans = Vec::with_capacity(mounts.len());
     for mount in mounts {
         if mount.typ().as_deref() == Some("cgroup") || mount.typ().as_deref() == Some("cgroup2") {
-            plans.extend(cgroup_view(mount, cgroup)?);
+            plans.extend(cgroup_view(mount, cgroup, has_own_cgroup_namespace)?);
         } else {
             plans.push(one(mount, label, ids)?);
         }
@@ -135,8 +138,8 @@ fn own_by_host_ids(parameters: &mut [FilesystemOption], ids: Option<&Ids>) -> Re
 
 /// A container sees its own cgroup under `destination`: on v2 the folder itself, on v1 a tmpfs with a folder for each
 /// hierarchy. Bound from the host's mounts, which inside the container's cgroup namespace is the same as mounting
-/// anew, and right without one as well.
-fn cgroup_view(mount: &Mount, cgroup: &Cgroup) -> Result<Vec<MountPlan>, CompileError> {
+/// anew. Without one of its own a container on v2 sees the node's whole tree, as /proc/self/cgroup names it.
+fn cgroup_view(mount: &Mount, cgroup: &Cgroup, own_namespace: bool) -> Result<Vec<MountPlan>, CompileError> {
     let mut options = Options::default();
     for option in mount.options().iter().flatten() {
         options.read(option, &field(mount))?;
@@ -148,6 +151,9 @@ fn cgroup_view(mount: &Mount, cgroup: &Cgroup) -> Result<Vec<MountPlan>, Compile
         What::Bind(Bind { source: folder.to_string_lossy().into_owned(), recursive: false, id_mapping: None })
     };
     if cgroup.version() == Version::V2 {
+        if !own_namespace {
+            return Ok(vec![options.plan(destination, bind(Path::new(MOUNT_POINT)))]);
+        }
         return Ok(cgroup.dirs().map(|folder| options.plan(destination.clone(), bind(folder))).collect());
     }
     let mut directories = Vec::new();

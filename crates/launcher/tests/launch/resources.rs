@@ -16,6 +16,8 @@ pub const TESTS: &[Test] = &[
     ("devices_are_those_of_the_rules", devices_are_those_of_the_rules),
     ("everything_in_a_cgroup_can_be_killed", everything_in_a_cgroup_can_be_killed),
     ("a_frozen_container_stands_still", a_frozen_container_stands_still),
+    ("what_is_frozen_below_can_be_killed", what_is_frozen_below_can_be_killed),
+    ("every_processor_is_the_containers", every_processor_is_the_containers),
     ("removing_twice_is_no_fault", removing_twice_is_no_fault),
 ];
 
@@ -145,6 +147,38 @@ fn a_frozen_container_stands_still() {
     assert!(!text.contains(") R "), "{text}");
     container.cgroup.0.thaw().unwrap();
     assert_eq!(container.process.result(), ("b\n".to_owned(), 0));
+}
+
+fn what_is_frozen_below_can_be_killed() {
+    if Cgroups::detect().unwrap().version() == Version::V2 {
+        // There SIGKILL reaches what is frozen.
+        return;
+    }
+    let container = Container::started(&spec("sleep 1000"));
+    let freezer = container.cgroup.0.freezer().unwrap();
+    let below = freezer.join("paused");
+    fs::create_dir(&below).unwrap();
+    fs::write(below.join("cgroup.procs"), container.process.launched.pid.to_string()).unwrap();
+    fs::write(below.join("freezer.state"), "FROZEN").unwrap();
+    container.cgroup.0.remove().unwrap();
+    assert!(!container.cgroup.0.exists());
+}
+
+fn every_processor_is_the_containers() {
+    let allowed = || {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap().to_owned()
+    };
+    let all = allowed();
+    let before = rustix::thread::sched_getaffinity(None).unwrap();
+    // As a service manager keeps a daemon to some.
+    let mut one = rustix::thread::CpuSet::new();
+    one.set((0..).find(|processor| before.is_set(*processor)).unwrap());
+    rustix::thread::sched_setaffinity(None, &one).unwrap();
+    assert!(before.count() == 1 || allowed() != all);
+    let seen = run_container(&spec("grep Cpus_allowed_list: /proc/self/status"));
+    rustix::thread::sched_setaffinity(None, &before).unwrap();
+    assert_eq!(seen, (all + "\n", 0));
 }
 
 fn removing_twice_is_no_fault() {

@@ -27,7 +27,7 @@ pub(crate) async fn tear_down(
     let supervisor = match supervisor {
         Some(supervisor) => Some(supervisor),
         // Not started, or started by a daemon that died: then its socket answers.
-        None => Supervisor::connect(dir.path()).await.ok().map(|(supervisor, _events)| supervisor),
+        None => Supervisor::connect(dir.path()).await.ok().map(|(supervisor, ..)| supervisor),
     };
     let mut first_failure = Ok(());
     let mut note = |result: Result<(), Error>| {

@@ -80,16 +80,7 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
-    /// It is there, but does not answer as it should.
+    /// It was there, but did not answer as it should.
     #[error("ask the pod's supervisor for its state")]
     Call(#[source] CallError),
-}
-
-impl From<CallError> for ConnectError {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::Gone => Self::Gone,
-            error => Self::Call(error),
-        }
-    }
 }

@@ -39,6 +39,9 @@ pub use crate::sys::watch;
 /// For what `berth-pod` answers at once. It may be waiting for a slow disk under a log, or for a CPU.
 const PROMPT: Duration = Duration::from_secs(10);
 
+/// A `berth-pod` that has not answered a new daemon for so long never will: its disk under a log is gone, not slow.
+const STUCK: Duration = Duration::from_secs(60);
+
 /// For what a container's child does: mounts, cgroup moves, reading the program from disk.
 const LAUNCH: Duration = Duration::from_secs(60);
 
@@ -110,19 +113,33 @@ impl Supervisor {
             .map_err(|source| SpawnError::Step { step: "watch the new berth-pod", source })
     }
 
-    /// Finds the `berth-pod` of a pod again.
+    /// Finds the `berth-pod` of a pod again, with what it has. One that does not answer is killed: nobody else would ever
+    /// find it.
     ///
     /// # Errors
-    /// [`ConnectError::Gone`] when there is none.
-    pub async fn connect(pod_dir: &Path) -> Result<(Self, Events), ConnectError> {
+    /// [`ConnectError::Gone`] when there is none; [`ConnectError::Call`] for one that was killed, and is gone as soon as the
+    /// kernel lets it go.
+    pub async fn connect(pod_dir: &Path) -> Result<(Self, Events, PodState), ConnectError> {
         let found = spawn::find(pod_dir)?;
         let (connection, events) = Connection::open(found.socket, found.pid, found.pidfd)
             .map_err(|source| ConnectError::Step { step: "watch the connection", source })?;
         let supervisor = Self(Arc::new(connection));
         // Its pid was known before its pidfd was opened. An answer after that means that it lived then, and the
         // number was its own.
-        supervisor.state().await?;
-        Ok((supervisor, Events(events)))
+        match supervisor.state_within(STUCK).await {
+            Ok(state) => Ok((supervisor, Events(events), state)),
+            Err(CallError::Gone) => Err(ConnectError::Gone),
+            Err(error) => {
+                tracing::error!(pid = supervisor.pid(), %error, "a pod's supervisor does not answer; killing it");
+                // Without an answer only this tells whose number it is.
+                if spawn::is_of(supervisor.pid(), pod_dir)
+                    && let Err(error) = supervisor.kill().await
+                {
+                    tracing::error!(pid = supervisor.pid(), %error, "cannot kill it");
+                }
+                Err(ConnectError::Call(error))
+            }
+        }
     }
 
     /// `berth-pod`'s own pid.
@@ -378,8 +395,12 @@ impl Supervisor {
     /// # Errors
     /// [`CallError`] when it does not answer.
     pub async fn state(&self) -> Result<PodState, CallError> {
+        self.state_within(PROMPT).await
+    }
+
+    async fn state_within(&self, after: Duration) -> Result<PodState, CallError> {
         const STEP: &str = "ask for the pod's state";
-        match self.0.call(STEP, PROMPT, Call::GetState(GetState {}), &[]).await?.result {
+        match self.0.call(STEP, after, Call::GetState(GetState {}), &[]).await?.result {
             Answer::State(state) => Ok(state),
             other => Err(CallError::unexpected(STEP, &other)),
         }

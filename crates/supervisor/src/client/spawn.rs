@@ -1,6 +1,6 @@
 //! Where a connection comes from: a new process, or a socket in a pod's directory.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +17,9 @@ use tokio::io::unix::AsyncFd;
 use super::binary::{FIRST_FREE, SupervisorBinary};
 use super::error::{ConnectError, SpawnError};
 use crate::CONTROL_SOCKET;
+
+/// What a `berth-pod` is called with first.
+const NAME: &CStr = c"berth-pod";
 
 /// What a connection is made of.
 #[derive(Debug)]
@@ -96,8 +99,7 @@ fn connect_to_new(
     attributes.set_sigdefault(&SigSet::all())?;
     attributes.set_sigmask(&SigSet::empty())?;
     let program = CString::new(program.as_os_str().as_bytes())?;
-    let args =
-        [c"berth-pod".into(), CString::new(sandbox_id)?, CString::new(pod_dir.as_os_str().as_bytes())?];
+    let args = [NAME.into(), CString::new(sandbox_id)?, CString::new(pod_dir.as_os_str().as_bytes())?];
     let environment: [CString; 0] = [];
     let pid = posix_spawn(program.as_c_str(), &actions, &attributes, &args, &environment)?.as_raw();
     Ok(Found { socket: ours, pid, pidfd: open_pidfd(pid)? })
@@ -117,6 +119,13 @@ pub(super) fn find(pod_dir: &Path) -> Result<Found, ConnectError> {
         _ => ConnectError::Step { step: "watch the pod's supervisor", source },
     })?;
     Ok(Found { socket, pid, pidfd })
+}
+
+/// Whether a process was started as the `berth-pod` of this folder.
+pub(super) fn is_of(pid: i32, pod_dir: &Path) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = line.split(|byte| *byte == 0);
+    words.next() == Some(NAME.to_bytes()) && words.nth(1) == Some(pod_dir.as_os_str().as_bytes())
 }
 
 fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {

@@ -313,7 +313,7 @@ impl Pod {
         set_nonblocking(&console).step("take the container's terminal")?;
         self.poller.add(&console, Token::Stdout(key)).step("watch the container's terminal")?;
         if let Some(container) = self.containers.get_mut(&key) {
-            container.output.attach_terminal(console);
+            container.output.attach_terminal(console).step("take the container's terminal")?;
         }
         Ok(())
     }
@@ -473,6 +473,7 @@ impl Pod {
         if deleted {
             self.forget_exited(key);
         }
+        self.end_with_pid_one();
     }
 
     /// Creating has failed and been undone.

@@ -314,6 +314,16 @@ impl Pod {
             Err(error) => say!("cannot wait for the pod's shared pid 1: {error}"),
         }
         self.setup = Setup::Broken;
+        self.end_with_pid_one();
+    }
+
+    /// Without its pid namespace the pod can start nothing any more. It ends when everything in it has been told to have
+    /// ended, and whoever manages it makes another.
+    fn end_with_pid_one(&mut self) {
+        let over = |container: &Container| matches!(container.phase, container::Phase::Exited(_));
+        if matches!(self.setup, Setup::Broken) && self.containers.values().all(over) {
+            self.shut_down = true;
+        }
     }
 
     fn leave(self) {

@@ -66,25 +66,27 @@ pub(super) struct Output {
     log: Option<LogFile>,
     stdout: Option<Stream>,
     stderr: Option<Stream>,
-    /// stdout is a terminal's master.
-    is_terminal: bool,
+    /// The other side of the terminal whose master stdout is. Held open: a program that closes its own for a while must not
+    /// find that it has no terminal any more.
+    terminal: Option<OwnedFd>,
     followers: Vec<Follower>,
 }
 
 impl Output {
     pub(super) fn new(log: Option<LogFile>) -> Self {
-        Self { log, stdout: None, stderr: None, is_terminal: false, followers: Vec::new() }
+        Self { log, stdout: None, stderr: None, terminal: None, followers: Vec::new() }
     }
 
     /// Adds a terminal's master, which does not block.
-    pub(super) fn attach_terminal(&mut self, master: OwnedFd) {
-        self.is_terminal = true;
+    pub(super) fn attach_terminal(&mut self, master: OwnedFd) -> std::io::Result<()> {
+        self.terminal = Some(berth_launcher::sys::pty_peer(&master)?);
         self.attach(StreamName::Stdout, master);
+        Ok(())
     }
 
     /// The terminal's master while it is open.
     pub(super) fn terminal(&self) -> Option<&OwnedFd> {
-        self.source(StreamName::Stdout).filter(|_| self.is_terminal)
+        self.source(StreamName::Stdout).filter(|_| self.terminal.is_some())
     }
 
     pub(super) fn followers(&self) -> &[Follower] {

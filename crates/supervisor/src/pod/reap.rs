@@ -1,9 +1,5 @@
 //! Orphans: processes that lost their parent and fell to this one, the subreaper.
 
-use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
-
 use super::Pod;
 use super::note::say;
 use super::poller::Key;
@@ -26,16 +22,17 @@ impl Pod {
         while let Ok(Some(_)) = self.children.read_signal() {}
         let mut before = None;
         while self.runs.is_empty() {
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-            let pid = match waitid(Id::All, flags) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                Ok(status) => status.pid(),
-                Err(errno) => return say!("cannot look for dead children: {errno}"),
+            let pid = match crate::sys::dead_child() {
+                Ok(Some(pid)) => pid,
+                Ok(None) => return,
+                Err(error) => return say!("cannot look for dead children: {error}"),
             };
             // Still there after its turn: its owner could not take it, and has said why.
-            let Some(pid) = pid.filter(|pid| before != Some(*pid)) else { return };
+            if before == Some(pid) {
+                return;
+            }
             before = Some(pid);
-            match self.owner(pid.as_raw()) {
+            match self.owner(pid) {
                 // Its own event would come as well; the kernel shows the dead one after another, so it goes first.
                 Some(Owner::Container(key)) => self.container_died(key),
                 Some(Owner::Exec(key)) => self.exec_died(key),
@@ -46,9 +43,9 @@ impl Pod {
         }
     }
 
-    fn bury(&self, pid: Pid) {
-        if let Err(errno) = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
-            say!("cannot reap orphan {pid}: {errno}");
+    fn bury(&self, pid: i32) {
+        if let Err(error) = crate::sys::bury(pid) {
+            say!("cannot reap orphan {pid}: {error}");
         }
     }
 
