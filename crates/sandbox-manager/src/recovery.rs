@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     sync::Arc,
+    time::Duration,
 };
 
 use berth_cri::berth::v1::{ContainerExited, ContainerReport, container_report::State};
@@ -26,6 +27,10 @@ const REBOOTED: &str = "the machine was restarted while it ran";
 const ORPHANED: &str =
     "the pod's supervisor (berth-pod) was gone, or did not answer, when the daemon started";
 const FORGOTTEN: &str = "the pod's supervisor does not know it";
+
+/// For a supervisor to answer a new daemon, in which its disk under a log may be slow and is not gone. A service manager waits
+/// longer than that for the daemon's start.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Reads the records, agrees them with the supervisors that still run, and sweeps what belongs to no pod.
 pub(crate) async fn recover(host: &Arc<Host>, directory: &Arc<Directory>) -> Result<(), HostError> {
@@ -123,7 +128,7 @@ pub(crate) type Connection = (Supervisor, Events, Vec<ContainerReport>);
 
 /// Finds a pod's supervisor. `None` when there is none, or one that does not answer: that one is dead by then.
 pub(crate) async fn connect(host: &Host, sandbox: &Sandbox) -> Option<Connection> {
-    match Supervisor::connect(host.pod_dir(&sandbox.id).path()).await {
+    match Supervisor::connect(host.pod_dir(&sandbox.id).path(), PATIENCE).await {
         Ok((supervisor, events, state)) => Some((supervisor, events, state.containers)),
         Err(err) => {
             tracing::info!(sandbox = %sandbox.id.short(), error = cause(&err), "no supervisor answers");

@@ -233,7 +233,7 @@ async fn one_that_never_answers_a_new_connection_is_killed() {
     let pid = pod.supervisor.pid();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
     tokio::time::pause();
-    let connected = Supervisor::connect(&pod.dir()).await;
+    let connected = Supervisor::connect(&pod.dir(), Duration::from_secs(10)).await;
     tokio::time::resume();
     assert!(matches!(connected, Err(ConnectError::Call(CallError::Timeout { .. }))), "{connected:?}");
     until("it is gone", || !is_alive(pid)).await;
@@ -335,7 +335,7 @@ async fn a_lost_connection_changes_nothing_and_a_new_one_learns_all() {
     pod.create("created", &["true"]).await;
     let dir = pod.dir();
     let TestPod { supervisor, events, .. } = &mut pod;
-    let (other, other_events, _) = Supervisor::connect(&dir).await.unwrap();
+    let (other, other_events, _) = Supervisor::connect(&dir, Duration::from_secs(10)).await.unwrap();
     drop(std::mem::replace(supervisor, other));
     drop(std::mem::replace(events, other_events));
     assert_eq!(pod.supervisor.pid(), pid);
@@ -369,7 +369,10 @@ async fn a_dead_supervisor_fails_all_waiting_calls() {
     assert!(matches!(soon("the waiting call", waiting).await.unwrap(), Err(CallError::Gone)));
     assert_eq!(soon("the event", pod.events.recv()).await, Some(Event::Gone));
     assert_eq!(pod.events.recv().await, None);
-    assert!(matches!(Supervisor::connect(&pod.dir()).await, Err(ConnectError::Gone)));
+    assert!(matches!(
+        Supervisor::connect(&pod.dir(), Duration::from_secs(10)).await,
+        Err(ConnectError::Gone)
+    ));
     until("the supervisor is reaped", || !is_alive(pid)).await;
     assert!(is_alive(container.pid), "a container outlives even this");
     container.cgroup.kill_all().unwrap();

@@ -64,7 +64,7 @@ async fn killing_an_exec_kills_what_it_started_and_nothing_else() {
 async fn the_execs_of_a_lost_connection_are_killed() {
     let mut pod = TestPod::new().await;
     let container = pod.run("c1", &["sleep", "1000"]).await;
-    let (other, ..) = Supervisor::connect(&pod.dir()).await.unwrap();
+    let (other, ..) = Supervisor::connect(&pod.dir(), Duration::from_secs(10)).await.unwrap();
     let exec = other
         .exec(exec_request(&container, "e1"), native_exec(&container, &["sleep", "1000"], false), pipes().0)
         .await

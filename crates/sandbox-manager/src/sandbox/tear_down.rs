@@ -1,6 +1,6 @@
 //! Ends a sandbox.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use berth_supervisor::client::Supervisor;
 
@@ -12,6 +12,9 @@ use crate::{
     folders::remove_folder,
     host::{Host, blocking},
 };
+
+/// For a supervisor to say that it is there. What it does is about to be ended.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ends whatever there is of a sandbox: processes, network, supervisor, mounts, folder, cgroup. Every step is tried,
 /// each may have been done before, and the first failure is the answer: the caller may ask again.
@@ -27,7 +30,7 @@ pub(crate) async fn tear_down(
     let supervisor = match supervisor {
         Some(supervisor) => Some(supervisor),
         // Not started, or started by a daemon that died: then its socket answers.
-        None => Supervisor::connect(dir.path()).await.ok().map(|(supervisor, ..)| supervisor),
+        None => Supervisor::connect(dir.path(), PATIENCE).await.ok().map(|(supervisor, ..)| supervisor),
     };
     let mut first_failure = Ok(());
     let mut note = |result: Result<(), Error>| {

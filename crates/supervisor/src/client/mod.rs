@@ -39,9 +39,6 @@ pub use crate::sys::watch;
 /// For what `berth-pod` answers at once. It may be waiting for a slow disk under a log, or for a CPU.
 const PROMPT: Duration = Duration::from_secs(10);
 
-/// A `berth-pod` that has not answered a new daemon for so long never will: its disk under a log is gone, not slow.
-const STUCK: Duration = Duration::from_secs(60);
-
 /// For what a container's child does: mounts, cgroup moves, reading the program from disk.
 const LAUNCH: Duration = Duration::from_secs(60);
 
@@ -113,20 +110,23 @@ impl Supervisor {
             .map_err(|source| SpawnError::Step { step: "watch the new berth-pod", source })
     }
 
-    /// Finds the `berth-pod` of a pod again, with what it has. One that does not answer is killed: nobody else would ever
-    /// find it.
+    /// Finds the `berth-pod` of a pod again, with what it has. One that does not answer within `patience` is killed: nobody
+    /// else would ever find it. Its thread may be waiting for a slow disk under a log.
     ///
     /// # Errors
     /// [`ConnectError::Gone`] when there is none; [`ConnectError::Call`] for one that was killed, and is gone as soon as the
     /// kernel lets it go.
-    pub async fn connect(pod_dir: &Path) -> Result<(Self, Events, PodState), ConnectError> {
+    pub async fn connect(
+        pod_dir: &Path,
+        patience: Duration,
+    ) -> Result<(Self, Events, PodState), ConnectError> {
         let found = spawn::find(pod_dir)?;
         let (connection, events) = Connection::open(found.socket, found.pid, found.pidfd)
             .map_err(|source| ConnectError::Step { step: "watch the connection", source })?;
         let supervisor = Self(Arc::new(connection));
         // Its pid was known before its pidfd was opened. An answer after that means that it lived then, and the
         // number was its own.
-        match supervisor.state_within(STUCK).await {
+        match supervisor.state_within(patience).await {
             Ok(state) => Ok((supervisor, Events(events), state)),
             Err(CallError::Gone) => Err(ConnectError::Gone),
             Err(error) => {
