@@ -302,6 +302,7 @@ fn privileged_sees_all_devices_and_may_mount() {
             let text = "test -e /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cgroup.procs && echo found";
             let mut agent = confined(text, |context| context.privileged = true);
             agent.metadata.get_or_insert_default().name = "agent".to_owned();
+            agent.log_path = "agent.log".to_owned();
             ensure!(pod.output_of(agent).await? == "found\n");
         }
         // In a pod that isn't privileged itself this is refused.
