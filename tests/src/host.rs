@@ -82,6 +82,15 @@ pub fn processes() -> Result<Vec<i32>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
+/// The supervisor of a sandbox, found by its command line.
+pub fn supervisor(sandbox: &str) -> Result<i32> {
+    let mut found = processes()?.into_iter().filter(|pid| {
+        let line = command_line(*pid);
+        line.contains("berth-pod") && line.contains(sandbox)
+    });
+    found.next().context("the pod has no supervisor")
+}
+
 /// Sends a signal to a process.
 pub fn send(pid: i32, signal: nix::sys::signal::Signal) -> Result<()> {
     Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)

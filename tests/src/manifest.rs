@@ -15,6 +15,22 @@ pub fn reference(name: &str) -> Option<PodRef> {
     Some(PodRef { namespace: "default".to_owned(), name: name.to_owned() })
 }
 
+/// The manifest of a pod with one container that runs until it is stopped. Ends with the container.
+pub fn sleeping(name: &str) -> String {
+    format!(
+        r#"apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}, labels: {{ app: {name} }} }}
+spec:
+  terminationGracePeriodSeconds: 2
+  containers:
+  - name: main
+    image: busybox
+    command: [sh, -c, "trap 'exit 0' TERM; echo started; while :; do sleep 1000 & wait $!; done"]
+"#
+    )
+}
+
 impl Node {
     /// Runs the pods of a manifest.
     pub async fn run_manifest(&self, text: &str) -> Result<Vec<PodRef>> {

@@ -11,27 +11,11 @@ use berth_cri::berth::v1::{
 use berth_tests::{
     PATIENCE,
     cri::sleeper,
-    manifest::{container, reference, state},
+    manifest::{container, reference, sleeping, state},
     on_node, wait_until,
 };
 use k8s_cri::v1::{ListContainersRequest, ListPodSandboxRequest};
 use tonic::Code;
-
-/// A pod with one container that runs until it is stopped.
-fn sleeping(name: &str) -> String {
-    format!(
-        r#"apiVersion: v1
-kind: Pod
-metadata: {{ name: {name}, labels: {{ app: {name} }} }}
-spec:
-  terminationGracePeriodSeconds: 2
-  containers:
-  - name: main
-    image: busybox
-    command: [sh, -c, "trap 'exit 0' TERM; echo started; while :; do sleep 1000 & wait $!; done"]
-"#
-    )
-}
 
 /// The code and text of a call that failed.
 fn refusal<T>(result: Result<T, tonic::Status>) -> Result<(Code, String)> {

@@ -141,11 +141,7 @@ fn a_pod_whose_shared_first_process_is_killed_is_over() {
     on_node(async |node| {
         let pod = pod_with_shared_pids(node).await?;
         let container = pod.run(pod_pid("a")).await?;
-        let supervisor = host::processes()?.into_iter().find(|pid| {
-            let line = host::command_line(*pid);
-            line.contains("berth-pod") && line.contains(&pod.id)
-        });
-        let supervisor = supervisor.context("the pod has no supervisor")?;
+        let supervisor = host::supervisor(&pod.id)?;
         let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))?;
         let mut children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
         let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

@@ -28,15 +28,6 @@ async fn statuses(
     Ok(found)
 }
 
-/// The supervisor of a pod, found by its command line.
-fn supervisor(pod: &Pod<'_>) -> Result<i32> {
-    let mut found = host::processes()?.into_iter().filter(|pid| {
-        let line = host::command_line(*pid);
-        line.contains("berth-pod") && line.contains(&pod.id)
-    });
-    found.next().context("the pod has no supervisor")
-}
-
 #[test]
 fn a_killed_daemon_finds_everything_as_it_left_it() {
     on_node(async |node| {
@@ -241,7 +232,7 @@ fn a_killed_supervisor_is_an_honest_loss() {
         let (pod, other) = (node.run_pod(node.pod("web")).await?, node.run_pod(node.pod("other")).await?);
         let container = pod.run(sleeper("main")).await?;
         let unharmed = other.run(sleeper("main")).await?;
-        host::send(supervisor(&pod)?, Signal::SIGKILL)?;
+        host::send(host::supervisor(&pod.id)?, Signal::SIGKILL)?;
         expect_lost(&pod, &container).await?;
         ensure!(unharmed.sh("echo fine").await? == "fine\n");
         pod.stop().await?;
@@ -260,7 +251,7 @@ fn a_supervisor_killed_in_the_middle_of_a_stop_keeps_nobody_from_stopping() {
         let container = pod.run(sleeper("main")).await?;
         let freezer = host::cgroup_folder(container.pid()?, "freezer")?.join("freezer.state");
         std::fs::write(&freezer, "FROZEN")?;
-        let supervisor = supervisor(&pod)?;
+        let supervisor = host::supervisor(&pod.id)?;
         let kill = async {
             tokio::time::sleep(Duration::from_millis(500)).await;
             host::send(supervisor, Signal::SIGKILL)
@@ -284,7 +275,7 @@ fn a_supervisor_killed_while_the_daemon_was_away_is_found_out() {
     on_node(async |node: &Node| {
         let pod = node.run_pod(node.pod("web")).await?;
         let container = pod.run(sleeper("main")).await?;
-        let supervisor = supervisor(&pod)?;
+        let supervisor = host::supervisor(&pod.id)?;
         node.kill9().await?;
         host::send(supervisor, Signal::SIGKILL)?;
         node.start().await?;

@@ -410,11 +410,7 @@ fn a_pod_that_ends_with_its_supervisor_gives_its_ports_back() {
         );
         node.run_manifest(&pod("first", &spec)).await?;
         let first = node.wait_ready("first").await?;
-        let supervisor = host::processes()?.into_iter().find(|pid| {
-            let line = host::command_line(*pid);
-            line.contains("berth-pod") && line.contains(&first.sandbox_id)
-        });
-        host::send(supervisor.context("the pod has no supervisor")?, nix::sys::signal::Signal::SIGKILL)?;
+        host::send(host::supervisor(&first.sandbox_id)?, nix::sys::signal::Signal::SIGKILL)?;
         ensure!(node.wait_over("first").await? == Phase::Failed);
         node.run_manifest(&pod("second", &spec)).await?;
         node.wait_ready("second").await?;

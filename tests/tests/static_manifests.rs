@@ -4,23 +4,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use berth_cri::berth::v1::{ListPodsRequest, Pod};
-use berth_tests::{Node, PATIENCE, manifest::has, on_node, wait_until};
-
-/// A pod that runs until it is stopped; `more` of its spec.
-fn sleeping(name: &str, more: &str) -> String {
-    format!(
-        r#"apiVersion: v1
-kind: Pod
-metadata: {{ name: {name} }}
-spec:
-  terminationGracePeriodSeconds: 2
-  containers:
-  - name: main
-    image: busybox
-    command: [sh, -c, "trap 'exit 0' TERM; echo started; while :; do sleep 1000 & wait $!; done"]
-{more}"#
-    )
-}
+use berth_tests::{
+    Node, PATIENCE,
+    manifest::{has, sleeping},
+    on_node, wait_until,
+};
 
 /// The node's folder, which is followed from now on.
 async fn folder(node: &Node) -> Result<std::path::PathBuf> {
@@ -37,14 +25,14 @@ fn a_folder_of_manifests_is_followed() {
         std::fs::create_dir(&folder)?;
         let put = |name: &str, text: &str| std::fs::write(folder.join(name), text);
         // The folder was not there when the daemon started.
-        put("web.yaml", &sleeping("web", ""))?;
+        put("web.yaml", &sleeping("web"))?;
         put("broken.yaml", "kind: Pod\nspec: [")?;
-        put(".hidden.yaml", &sleeping("hidden", ""))?;
+        put(".hidden.yaml", &sleeping("hidden"))?;
         let first = node.wait_pod_for("web", Duration::from_secs(40), ready).await?;
         ensure!(first.source.ends_with("web.yaml"), "{first:#?}");
         put("other.json", &serde_json::to_string(&other())?)?;
         node.wait_pod("other", ready).await?;
-        put("web.yaml", &sleeping("web", "").replace("started", "changed"))?;
+        put("web.yaml", &sleeping("web").replace("started", "changed"))?;
         let changed = |pod: &Pod| {
             ensure!(pod.uid != first.uid && pod.manifest.contains("changed"));
             ready(pod)
@@ -83,7 +71,7 @@ async fn anew(node: &Node, name: &str, before: &Pod, file: &str) -> Result<Pod> 
 fn a_file_that_gets_another_name_has_its_pod_again() {
     on_node(async |node| {
         let folder = folder(node).await?;
-        std::fs::write(folder.join("a.yaml"), sleeping("web", ""))?;
+        std::fs::write(folder.join("a.yaml"), sleeping("web"))?;
         let first = node.wait_pod("web", ready).await?;
         std::fs::rename(folder.join("a.yaml"), folder.join("b.yaml"))?;
         let second = anew(node, "web", &first, "b.yaml").await?;
@@ -99,10 +87,10 @@ fn a_file_that_gets_another_name_has_its_pod_again() {
 fn a_pod_that_another_file_has_waits_for_it_to_go() {
     on_node(async |node| {
         let folder = folder(node).await?;
-        std::fs::write(folder.join("first.yaml"), sleeping("web", ""))?;
+        std::fs::write(folder.join("first.yaml"), sleeping("web"))?;
         let first = node.wait_pod("web", ready).await?;
         // As a copy made before an edit.
-        std::fs::write(folder.join("second.yaml"), sleeping("web", ""))?;
+        std::fs::write(folder.join("second.yaml"), sleeping("web"))?;
         wait_until("the second file to be refused", PATIENCE, async || {
             let log = node.log_tail();
             ensure!(log.contains("second.yaml") && log.contains("from another manifest"), "{log}");
@@ -120,7 +108,7 @@ fn a_pod_that_another_file_has_waits_for_it_to_go() {
 fn a_pod_is_another_when_its_config_map_is() {
     on_node(async |node| {
         let folder = folder(node).await?;
-        let pod = sleeping("web", "    envFrom: [{ configMapRef: { name: settings } }]\n");
+        let pod = sleeping("web") + "    envFrom: [{ configMapRef: { name: settings } }]\n";
         let text = |value: &str| {
             format!(
                 "{pod}---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: settings }}\ndata: {{ COLOUR: {value} }}\n"
@@ -146,7 +134,7 @@ fn pods_that_are_taken_at_once_have_users_of_their_own() {
         let folder = folder(node).await?;
         let names = ["one", "two", "three", "four"];
         for name in names {
-            std::fs::write(folder.join(format!("{name}.yaml")), sleeping(name, "  hostUsers: false\n"))?;
+            std::fs::write(folder.join(format!("{name}.yaml")), sleeping(name) + "  hostUsers: false\n")?;
         }
         node.kill9().await?;
         node.start().await?;

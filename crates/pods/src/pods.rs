@@ -308,16 +308,16 @@ impl Pods {
     /// [`Error::WrongState`] when it has not ended.
     pub async fn remove(&self, pod: &Key, stop: bool) -> Result<(), Error> {
         let Ok(entry) = self.0.directory.get(pod) else { return Ok(()) };
-        if stop {
-            match ask(&entry, |ended| Message::Stop { grace: None, ended }).await {
-                Err(Error::Ending(_)) if !self.0.directory.has(pod, &entry.state.uid) => return Ok(()),
-                stopped => stopped?,
+        let asked = async {
+            if stop {
+                ask(&entry, |ended| Message::Stop { grace: None, ended }).await?;
             }
-        }
-        match ask(&entry, |removed| Message::Remove { removed }).await {
+            ask(&entry, |removed| Message::Remove { removed }).await?
+        };
+        match asked.await {
             // Somebody else has removed it in the meantime.
             Err(Error::Ending(_)) if !self.0.directory.has(pod, &entry.state.uid) => Ok(()),
-            removed => removed?,
+            removed => removed,
         }
     }
 

@@ -81,11 +81,11 @@ async fn have(
     let pull = async {
         let mut pulled = node.images.pull(image, credentials.next(), &progress).await;
         for others in credentials {
-            match pulled {
-                Ok(_) => break,
-                // The secret may be an old one.
-                Err(_) => pulled = node.images.pull(image, Some(others), &progress).await,
+            if pulled.is_ok() {
+                break;
             }
+            // The secret may have been an old one.
+            pulled = node.images.pull(image, Some(others), &progress).await;
         }
         pulled
     };

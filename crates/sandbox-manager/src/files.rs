@@ -13,7 +13,7 @@ use berth_cri::runtime::v1::{DnsConfig, PodSandboxConfig};
 use berth_image::FirstIds;
 use berth_supervisor::USER_NAMESPACE;
 
-use crate::{ContainerId, SandboxId, node_resolver};
+use crate::{ContainerId, SandboxId, node_resolver, resolver};
 
 /// Where a pod's things lie below STATE: gone after a reboot, as the pod is.
 #[derive(Clone, Debug)]
@@ -132,10 +132,7 @@ fn resolv_conf(dns: Option<&DnsConfig>, host_network: bool) -> io::Result<String
 /// the pod's own name.
 fn hosts(name: &str, ips: &[IpAddr]) -> io::Result<String> {
     if ips.is_empty() {
-        return match fs::read_to_string("/etc/hosts") {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            read => read,
-        };
+        return resolver::read("/etc/hosts");
     }
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     for ip in ips {

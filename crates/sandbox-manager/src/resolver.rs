@@ -33,7 +33,8 @@ pub fn node_resolver(host_network: bool) -> io::Result<String> {
     }
 }
 
-fn read(path: &str) -> io::Result<String> {
+/// A file of the node's; one that is not there is empty.
+pub(crate) fn read(path: &str) -> io::Result<String> {
     match fs::read_to_string(path) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         read => read,

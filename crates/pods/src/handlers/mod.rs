@@ -63,14 +63,14 @@ pub(crate) async fn probe(manager: &SandboxManager, target: &Target, probe: &Pro
     let asked = async {
         let answer = match &probe.action {
             ProbeAction::Exec(command) => return exec(manager, target, command, limit).await,
-            ProbeAction::HttpGet(get) => match target.port(&get.port) {
-                Ok(port) => http::get(target, get, port).await.and_then(http::judge),
-                Err(why) => return Err(Unwell::NotAsked(why)),
-            },
-            ProbeAction::TcpSocket { host, port } => match target.port(port) {
-                Ok(port) => connect(target, host, port).await.map(drop),
-                Err(why) => return Err(Unwell::NotAsked(why)),
-            },
+            ProbeAction::HttpGet(get) => {
+                let port = target.port(&get.port).map_err(Unwell::NotAsked)?;
+                http::get(target, get, port).await.and_then(http::judge)
+            }
+            ProbeAction::TcpSocket { host, port } => {
+                let port = target.port(port).map_err(Unwell::NotAsked)?;
+                connect(target, host, port).await.map(drop)
+            }
             ProbeAction::Grpc { port, service } => grpc::check(target.ip(), *port, service).await,
         };
         answer.map_err(Unwell::Failed)
